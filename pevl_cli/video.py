@@ -1,0 +1,369 @@
+"""Frames of a video file at chosen times, upright, as RGB arrays.
+
+The only file that decodes. It knows nothing about people, poses or models. Frame *times* rule
+everywhere: a frame's index is its place in presentation order, its time is its own timestamp
+minus the first frame's, and a frame is shown until the next one's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pevl_cli.errors import PevlError
+
+# A frame is decoded to at most this many pixels on its long side: enough for a detector at 640 px
+# and a crop around a small person, and 48 frames of a 4K film still fit in 200 MB.
+MAX_SIDE_PX = 1280
+# Decoding on is cheaper than seeking over fewer frames than this.
+SEEK_WORTH_FRAMES = 12
+# Files whose header promises how long they are, so that a missing end can be told.
+CONTAINERS_WITH_DURATION = {"matroska", "webm", "mov", "mp4"}
+
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .mov .m4v .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv".split()
+)
+
+av.logging.set_level(None)  # broken files are told of in our own words, once
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where each frame of a file's video stream stands, read from its packets without decoding."""
+
+    path: Path
+    pts: np.ndarray  # (N,) int64, presentation order, in units of time_base_s
+    is_key: np.ndarray  # (N,) bool
+    time_base_s: float
+    last_duration_s: float
+    width: int  # px of the upright picture
+    height: int
+    rotation_deg: int  # counter-clockwise turn that makes a decoded frame upright: 0, 90, 180, 270
+    has_clock: bool  # False: frames carry no time of their own (AVI), so their order must tell
+    missing_from_s: float | None  # the file ends here although its header promises more
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        return (self.pts - self.pts[0]) * self.time_base_s
+
+    @property
+    def duration_s(self) -> float:
+        return float(self.times_s[-1]) + self.last_duration_s
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames sampled from one video, evenly in time.
+
+    ``frames`` holds each distinct frame once, (U, h, w, 3) uint8 RGB, upright, at most
+    ``MAX_SIDE_PX`` on the long side; ``frame_of`` (T,) says which of them each of the T sampled
+    times shows, so a clip of 3 frames costs 3 frames however many times are asked for.
+    """
+
+    path: Path
+    width: int  # px of the upright picture in the file; frames may be smaller by one factor
+    height: int
+    times_s: np.ndarray  # (U,) time of each distinct frame
+    indices: np.ndarray  # (U,) its place in the file, from 0
+    frame_of: np.ndarray  # (T,) int, into frames
+    frames: np.ndarray
+    start_s: float
+    end_s: float
+    warnings: tuple[str, ...] = ()
+
+
+def read_timeline(path: str | Path) -> Timeline:
+    """Scan a file's packets. PevlError when it is no readable video, or cut off."""
+    path = Path(path)
+    if not path.exists():
+        raise PevlError(f"{path}: there is no such file.")
+    if path.is_dir():
+        raise PevlError(f"{path}: this is a folder, a video file is needed.")
+    if path.stat().st_size == 0:
+        raise PevlError(f"{path}: the file is empty (0 bytes); copy or record it again.")
+    try:
+        with av.open(str(path)) as container:
+            return _scan(container, path)
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        if isinstance(error, PermissionError):
+            raise PevlError(f"{path}: no permission to read it.") from error
+        raise PevlError(
+            f"{path}: not a video that can be read ({_reason(error)}); it may be cut off, damaged "
+            "or no video at all. Copy it again, or convert it with ffmpeg."
+        ) from error
+
+
+def sample_clip(
+    path: str | Path, count: int = 48, start_s: float | None = None, end_s: float | None = None
+) -> Clip:
+    """Sample ``count`` frames of ``[start_s, end_s)``: the middle of ``count`` equal time spans.
+
+    Worked example: 4 frames of a 2 s clip are those shown at 0.25, 0.75, 1.25 and 1.75 s.
+    Frames that cannot be decoded are told of in ``warnings``, and the samples are spread over
+    those that can. PevlError when none can, or when the span lies outside the video.
+    """
+    timeline = read_timeline(path)
+    start_s, end_s = _span(timeline, start_s, end_s)
+    times_s = timeline.times_s
+    usable = np.arange(len(timeline))
+    inside = (times_s < end_s) & (np.append(times_s[1:], timeline.duration_s) > start_s)
+    picks = _pick(times_s, usable, start_s, end_s, count)
+    got, readable = _collect(timeline, picks, inside)
+    warnings = []
+    if len(got) < len(np.unique(picks)):
+        if not readable.any():
+            raise PevlError(f"{timeline.path}: none of its frames can be decoded; it is damaged.")
+        warnings.append(
+            f"damaged video: only {int((readable & inside).sum())} of {int(inside.sum())} frames "
+            "could be decoded; the answer rests on those"
+        )
+        usable = np.flatnonzero(readable)
+        last = usable[-1]
+        readable_end_s = times_s[last + 1] if last + 1 < len(times_s) else timeline.duration_s
+        span = max(start_s, times_s[usable[0]]), min(end_s, readable_end_s)
+        picks = _pick(times_s, usable, *span, count)
+        got, _ = _collect(timeline, picks, inside)
+        picks = _nearest(picks, np.array(sorted(got)))
+    distinct, frame_of = np.unique(picks, return_inverse=True)
+    return Clip(
+        path=timeline.path,
+        width=timeline.width,
+        height=timeline.height,
+        times_s=times_s[distinct],
+        indices=distinct,
+        frame_of=frame_of,
+        frames=np.stack([got[int(i)] for i in distinct]),
+        start_s=start_s,
+        end_s=end_s,
+        warnings=tuple(warnings),
+    )
+
+
+def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, (h, w, 3) uint8 RGB upright frame) for sorted distinct ``indices``.
+
+    Frames that cannot be decoded are left out, and so are those after one up to the next key
+    frame: they are predicted from it, and show smears instead of a body. Memory holds one frame.
+    """
+    try:
+        with av.open(str(timeline.path)) as container:
+            yield from _decode(container, timeline, list(indices))
+    except av.FFmpegError as error:
+        raise PevlError(f"{timeline.path}: reading broke off ({_reason(error)}).") from error
+
+
+def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
+    """Files for a list of paths, folders (searched deep) and globs, in order, each once."""
+    found: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            if not inside:
+                raise PevlError(f"{path}: no video files in this folder.")
+            found.update(dict.fromkeys(inside))
+        elif not path.exists() and any(c in str(item) for c in "*?["):
+            matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+            if not matches:
+                raise PevlError(f"{item}: nothing matches this pattern.")
+            found.update(dict.fromkeys(matches))
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise PevlError(f"{path}: there is no video in this file.")
+    assert stream.time_base is not None
+    base = float(stream.time_base)
+    pts, keys, last_duration, end_s = [], [], 0, 0.0
+    for packet in container.demux():
+        if packet.size == 0 or packet.is_discard:
+            continue
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None and packet.time_base is not None:
+            end_s = max(end_s, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is stream:
+            pts.append(stamp)
+            keys.append(packet.is_keyframe)
+            last_duration = packet.duration or 0
+    if not pts:
+        raise PevlError(f"{path}: the video in it has no frames; it may be cut off.")
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    has_clock = None not in pts and container.format.name != "avi"
+    if None in pts:  # a bare stream: count at its nominal rate
+        stamps = np.round(np.arange(len(pts)) / rate / base).astype(np.int64)
+    else:
+        stamps = np.array(pts, np.int64)
+    order = np.argsort(stamps, kind="stable")
+    width, height, rotation = _upright(container, stream)
+    return Timeline(
+        path=path,
+        pts=stamps[order],
+        is_key=np.array(keys, bool)[order],
+        time_base_s=base,
+        last_duration_s=last_duration * base or 1 / rate,
+        width=width,
+        height=height,
+        rotation_deg=rotation,
+        has_clock=has_clock,
+        missing_from_s=_missing_from(container, stream, len(pts), end_s),
+    )
+
+
+def _missing_from(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    frames: int,
+    end_s: float,
+) -> float | None:
+    """Where a cut-off file ends: fewer frames than its header counts, or a much earlier end."""
+    if stream.frames > frames + 1:
+        return end_s
+    names = set(container.format.name.split(","))
+    if stream.frames == 0 and names & CONTAINERS_WITH_DURATION and container.duration:
+        promised_s = container.duration / av.time_base + (container.start_time or 0) / av.time_base
+        if end_s < promised_s - max(0.5, 0.1 * promised_s):
+            return end_s
+    return None
+
+
+def _upright(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> tuple[int, int, int]:
+    """Size of the upright picture and the turn; a phone writes the turn beside the frames.
+
+    Pixels are counted as stored: where they are not square the picture stays a little narrow,
+    and coordinates mean the same as in every other tool.
+    """
+    rotation, width, height = 0, stream.width, stream.height
+    container.seek(0)
+    try:
+        first = next(container.decode(stream))
+        rotation = round(first.rotation / 90) * 90 % 360
+        width, height = first.width, first.height
+    except (av.FFmpegError, StopIteration):
+        pass  # the frames that follow may still be readable
+    return (height, width, rotation) if rotation in (90, 270) else (width, height, rotation)
+
+
+def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tuple[float, float]:
+    path, duration_s = timeline.path, timeline.duration_s
+    start, end = start_s or 0.0, duration_s if end_s is None else min(end_s, duration_s)
+    missing = timeline.missing_from_s
+    if missing is not None and (end_s is None or end_s > missing):
+        raise PevlError(
+            f"{path}: the file is cut off: its header promises more than the {missing:.1f} s "
+            f"that are there. Copy it again, or name the part to use with --end {missing:.1f}."
+        )
+    if start < 0 or start >= duration_s:
+        raise PevlError(f"{path}: --start {start:g} s lies outside the video's {duration_s:.2f} s.")
+    if end <= start:
+        raise PevlError(f"{path}: --end {end:g} s must come after --start {start:g} s.")
+    return start, end
+
+
+def _pick(
+    times_s: np.ndarray, usable: np.ndarray, start_s: float, end_s: float, count: int
+) -> np.ndarray:
+    """Index of the frame on screen at the middle of each of ``count`` equal spans."""
+    wanted = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
+    # A clock's rounding must not show the frame before the one whose time was meant.
+    place = np.searchsorted(times_s[usable], wanted + 1e-6, side="right") - 1
+    return usable[np.clip(place, 0, len(usable) - 1)]
+
+
+def _nearest(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    return among[np.abs(values[:, None] - among[None]).argmin(1)]
+
+
+def _collect(
+    timeline: Timeline, picks: np.ndarray, inside: np.ndarray
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The picked frames that decode; and, when some do not, which frames of the span do."""
+    got = dict(iter_frames(timeline, np.unique(picks).tolist()))
+    readable = np.zeros(len(timeline), bool)
+    readable[list(got)] = True
+    if len(got) < len(np.unique(picks)):
+        readable[[i for i, _ in iter_frames(timeline, np.flatnonzero(inside).tolist())]] = True
+    return got, readable
+
+
+def _decode(
+    container: av.container.InputContainer, timeline: Timeline, wanted: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    stream = container.streams.best("video")
+    assert stream is not None
+    stream.thread_type = "AUTO"
+    keys = np.flatnonzero(timeline.is_key)
+    position, queue = -1, wanted[::-1]
+    while queue:
+        key = keys[np.searchsorted(keys, queue[-1], side="right") - 1] if len(keys) else 0
+        if timeline.has_clock and key > position + SEEK_WORTH_FRAMES:
+            container.seek(int(timeline.pts[key]), stream=stream)
+        for position, frame in _decode_on(container, stream, timeline):
+            while queue and queue[-1] < position:  # not to be had: damaged, or skipped by a seek
+                queue.pop()
+            if queue and queue[-1] == position:
+                queue.pop()
+                yield position, _to_rgb(frame, timeline)
+            far = queue and queue[-1] > _next_key(keys, position) + SEEK_WORTH_FRAMES
+            if not queue or (timeline.has_clock and far):
+                break
+        else:
+            return
+
+
+def _next_key(keys: np.ndarray, position: int) -> int:
+    place = np.searchsorted(keys, position, side="right")
+    return int(keys[place]) if place < len(keys) else 1 << 62
+
+
+def _decode_on(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    timeline: Timeline,
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from where the container stands, leaving out what a broken packet has spoilt."""
+    spoilt, count = False, 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            spoilt = True
+            continue
+        for frame in frames:
+            spoilt = spoilt and not frame.key_frame
+            index = count
+            if timeline.has_clock and frame.pts is not None:
+                index = int(np.searchsorted(timeline.pts, frame.pts, side="right")) - 1
+            count += 1
+            if not spoilt and index >= 0:
+                yield index, frame
+
+
+def _to_rgb(frame: av.VideoFrame, timeline: Timeline) -> np.ndarray:
+    factor = min(1.0, MAX_SIDE_PX / max(timeline.width, timeline.height))
+    width, height = round(timeline.width * factor), round(timeline.height * factor)
+    if timeline.rotation_deg in (90, 270):
+        width, height = height, width
+    rgb = frame.reformat(max(width, 1), max(height, 1), "rgb24").to_ndarray()
+    return np.ascontiguousarray(np.rot90(rgb, timeline.rotation_deg // 90))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).rstrip(".").lower()
+
+
+def clip_without_frames(clip: Clip) -> Clip:
+    """The facts of a clip without its pictures, to keep many in memory."""
+    return replace(clip, frames=clip.frames[:0])
