@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError
-from pevl_cli.video import Clip
+from pevl_cli.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -32,6 +35,9 @@ WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 CACHE_VERSION = 1
 LOST_FRAMES = 2  # a tracklet may miss one frame and go on in the next
 STEP_COST = 0.1
+# An actor smaller than this share of the picture is looked at again, enlarged to CUT_OUT_PX.
+SMALL_SHARE = 0.4
+CUT_OUT_PX = 256
 SURE = 0.25  # confidence of a box that may begin and end a tracklet
 
 
@@ -58,8 +64,9 @@ class Layout:
         return [(self.names.index(a), self.names.index(b)) for a, b in self.edges]
 
 
-def _sides(*names: str) -> tuple[str, ...]:
-    return tuple(f"{side}_{name}" for name in names for side in ("left", "right"))
+def _sides(*names: str, first: str = "left") -> tuple[str, ...]:
+    order = ("left", "right") if first == "left" else ("right", "left")
+    return tuple(f"{side}_{name}" for name in names for side in order)
 
 
 _LIMBS = tuple(
@@ -85,20 +92,13 @@ LAYOUTS = {
         (*_LIMBS, *_TRUNK, ("nose", "left_shoulder"), ("nose", "right_shoulder")),
     ),
     "smarthome13": Layout(
-        tuple(
-            f"{side}_{name}"
-            for name in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder")
-            for side in ("right", "left")
-        )
-        + ("head",),
+        (*_sides("ankle", "knee", "hip", "wrist", "elbow", "shoulder", first="right"), "head"),
         (*_LIMBS, *_TRUNK, ("head", "left_shoulder"), ("head", "right_shoulder")),
     ),
     "jhmdb15": Layout(
-        ("neck", "belly", "face")
-        + tuple(
-            f"{side}_{name}"
-            for name in ("shoulder", "hip", "elbow", "knee", "wrist", "ankle")
-            for side in ("right", "left")
+        (
+            *("neck", "belly", "face"),
+            *_sides("shoulder", "hip", "elbow", "knee", "wrist", "ankle", first="right"),
         ),
         (*_LIMBS, *_TRUNK, ("face", "neck"), ("neck", "belly")),
     ),
@@ -135,6 +135,48 @@ class Actor:
             return None
         boxes = self.boxes[self.seen]
         return [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Frames to look for people in, read as often as needed and never all at once."""
+
+    times_s: np.ndarray  # (U,)
+    width: int  # px of the frames as read
+    height: int
+    scale: float  # pixels of the upright picture per pixel of the frames
+    read: Callable[[Sequence[int]], Iterator[tuple[int, np.ndarray]]]
+
+    @classmethod
+    def of_clip(cls, clip: Clip) -> Footage:
+        height, width = clip.frames.shape[1:3]
+
+        def read(indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            return ((i, clip.frames[i]) for i in indices)
+
+        return cls(clip.times_s, width, height, clip.width / width, read)
+
+    @classmethod
+    def of_video(cls, timeline: Timeline, indices: np.ndarray) -> Footage:
+        """The frames of a file with these indices, decoded as they are asked for."""
+        scale = max(1.0, max(timeline.width, timeline.height) / MAX_SIDE_PX)
+        width, height = round(timeline.width / scale), round(timeline.height / scale)
+        place = {int(index): u for u, index in enumerate(indices)}
+
+        def read(places: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            wanted = [int(indices[u]) for u in places]
+            return ((place[i], frame) for i, frame in iter_frames(timeline, wanted))
+
+        return cls(timeline.times_s[indices], width, height, scale, read)
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """Everybody in one frame: boxes with confidence (P, 5), joints (P, J, 3), colours (P, 32)."""
+
+    boxes: np.ndarray
+    joints: np.ndarray
+    colours: np.ndarray
 
 
 @dataclass
@@ -176,7 +218,7 @@ class PoseDetector:
                     )
             except (OSError, ValueError, KeyError, EOFError):
                 pass  # a damaged entry is made again
-        actor = self._find_actor(clip)
+        actor = self.find_actor(Footage.of_clip(clip))
         if entry is not None:
             with write_aside(entry) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(
@@ -204,15 +246,21 @@ class PoseDetector:
         name = key.hexdigest()
         return cache_folder("poses") / name[:2] / f"{name}.npz"
 
-    def _find_actor(self, clip: Clip) -> Actor:
+    def find_actor(self, footage: Footage) -> Actor:
+        """Look at all frames, link people, choose the actor, look again where he or she is lost."""
         settings = self.settings
-        scale = clip.width / clip.frames.shape[2]
-        found = self._detect(list(clip.frames), settings.image_size_px)
-        chosen = choose_actor(link(clip, found), clip)
+        count = len(footage.times_s)
+        nobody = Sightings(np.zeros((0, 5)), np.zeros((0, 17, 3)), np.zeros((0, 32)))
+        found = [nobody] * count
+        frames = footage.read(range(count))
+        for i, frame, boxes, joints in self._detect(frames, settings.image_size_px):
+            colours = [_colours(frame, box) for box in boxes]
+            found[i] = Sightings(boxes, joints, np.array(colours).reshape(-1, 32))
+        chosen = choose_actor(link(found), footage)
         if chosen is not None and max(b[4] for b in chosen.boxes) < settings.start_confidence:
             chosen = None
-        people = max((int((b[:, 4] >= settings.start_confidence).sum()) for b, _ in found), default=0)
-        count = len(clip.times_s)
+        sure = settings.start_confidence
+        people = max((int((s.boxes[:, 4] >= sure).sum()) for s in found), default=0)
         boxes = np.zeros((count, 4), np.float32)
         joints = np.zeros((count, 17, 3), np.float32)
         seen = np.zeros(count, bool)
@@ -220,16 +268,16 @@ class PoseDetector:
             for f, box, pose in zip(chosen.frames, chosen.boxes, chosen.joints, strict=True):
                 boxes[f], joints[f], seen[f] = box[:4], pose, True
             if settings.refine:
-                self._look_again(clip, boxes, joints, seen)
-                self._look_again(clip, boxes, joints, seen, only_lost=True)
-        bridged = bridge(clip.times_s, boxes, joints, seen, settings.bridge_s)
-        joints[..., :2] *= scale
-        boxes *= scale
+                self._look_again(footage, boxes, joints, seen)
+                self._look_again(footage, boxes, joints, seen, only_lost=True)
+        bridged = bridge(footage.times_s, boxes, joints, seen, settings.bridge_s)
+        joints[..., :2] *= footage.scale
+        boxes *= footage.scale
         return Actor(joints, boxes, seen | bridged, bridged, people)
 
     def _look_again(
         self,
-        clip: Clip,
+        footage: Footage,
         boxes: np.ndarray,
         joints: np.ndarray,
         seen: np.ndarray,
@@ -240,70 +288,64 @@ class PoseDetector:
         Where he or she was lost the cut-out is also turned by 90, 180 and 270 degrees: detectors
         have seen few people upside down. Fills boxes, joints and seen in place.
         """
-        height, width = clip.frames.shape[1:3]
-        expected = _interpolate(clip.times_s, boxes, seen)
+        expected = _interpolate(footage.times_s, boxes, seen)
         side = np.maximum(expected[:, 2] - expected[:, 0], expected[:, 3] - expected[:, 1])
-        small = not only_lost and np.median(side[seen]) < 0.4 * max(height, width)
+        longest = max(footage.height, footage.width)
+        small = not only_lost and np.median(side[seen]) < SMALL_SHARE * longest
         first, last = np.flatnonzero(seen)[[0, -1]]
-        jobs = []  # frame, turns, cut-out, its left, top
-        for f in range(len(seen)):
-            if seen[f] and not small:
-                continue
-            reach = side[f] * (0.8 if seen[f] else 1.1)
-            x, y = (expected[f, 0] + expected[f, 2]) / 2, (expected[f, 1] + expected[f, 3]) / 2
-            left, top = int(max(x - reach, 0)), int(max(y - reach, 0))
-            cut = clip.frames[f, top : int(y + reach) + 1, left : int(x + reach) + 1]
-            if min(cut.shape[:2]) < 8:
-                continue
-            turns = (0,) if seen[f] else (0, 1, 2, 3)
-            jobs += [(f, turn, np.rot90(cut, turn), left, top) for turn in turns]
-        if not jobs:
-            return
-        found = self._detect([job[2] for job in jobs], 256)
-        best = {int(f): 0.0 for f in range(len(seen))}
-        for (f, turn, cut, left, top), (cut_boxes, cut_joints) in zip(jobs, found, strict=True):
-            height, width = cut.shape[1::-1] if turn % 2 else cut.shape[:2]
-            for box, pose in zip(cut_boxes, cut_joints, strict=True):
-                box, pose = _turn_back(box, pose, turn, height, width)
-                box[[0, 2]] += left
-                box[[1, 3]] += top
-                pose[:, 0] += left
-                pose[:, 1] += top
+        was_seen = seen.copy()
+        best = np.zeros(len(seen))
+        places: list[tuple[int, int, int, int, int, int]] = []
+
+        def cut_outs() -> Iterator[tuple[int, np.ndarray]]:
+            for f, frame in footage.read(np.flatnonzero(~was_seen | small).tolist()):
+                reach = side[f] * (0.8 if was_seen[f] else 1.1)
+                x, y = (expected[f, :2] + expected[f, 2:]) / 2
+                left, top = int(max(x - reach, 0)), int(max(y - reach, 0))
+                cut = frame[top : int(y + reach) + 1, left : int(x + reach) + 1]
+                height, width = cut.shape[:2]
+                if min(height, width) < 8:
+                    continue
+                for turns in (0,) if was_seen[f] else (0, 1, 2, 3):
+                    places.append((f, turns, left, top, height, width))
+                    yield len(places) - 1, np.rot90(cut, turns)
+
+        for i, _, cut_boxes, cut_joints in self._detect(cut_outs(), CUT_OUT_PX):
+            f, turns, left, top, height, width = places[i]
+            # Out of sight before the first and after the last sighting, so be surer there.
+            needed = 0.3 if was_seen[f] else (0.05 if first < f < last else 0.15)
+            for turned_box, turned_joints in zip(cut_boxes, cut_joints, strict=True):
+                box, pose = _turn_back(turned_box, turned_joints, turns, height, width)
+                box[:4] += [left, top, left, top]
+                pose[:, :2] += [left, top]
                 near = likeness(box, expected[f])
-                # Out of sight before the first and after the last sighting, so be surer there.
-                needed = 0.3 if seen[f] else (0.05 if first < f < last else 0.15)
                 value = near * box[4]
-                if near > (0.5 if seen[f] else 0.25) and box[4] > needed and value > best[f]:
-                    best[f] = value
-                    boxes[f], joints[f] = box[:4], pose
-        for f, value in best.items():
-            seen[f] |= value > 0
+                enough = near > (0.5 if was_seen[f] else 0.25) and box[4] > needed
+                if enough and value > best[f]:
+                    best[f], boxes[f], joints[f], seen[f] = value, box[:4], pose, True
 
     def _detect(
-        self, frames: list[np.ndarray], image_size_px: int
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per frame: boxes with confidence (P, 5) and joints (P, 17, 3), in the frame's pixels."""
+        self, frames: Iterable[tuple[int, np.ndarray]], image_size_px: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """For each numbered RGB frame: number, frame, boxes (P, 5) and joints (P, 17, 3) in it."""
         if self._model is None:
             self._model = _load(self.weights)
-        found = []
-        step = self.settings.batch
-        for start in range(0, len(frames), step):
-            bgr = [np.ascontiguousarray(f[..., ::-1]) for f in frames[start : start + step]]
+        frames = iter(frames)
+        while group := list(islice(frames, self.settings.batch)):
             results: Any = self._model.predict(
-                bgr,
+                [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group],
                 imgsz=image_size_px,
                 conf=self.settings.confidence,
                 max_det=20,
                 device=self.device,
                 verbose=False,
             )
-            for result in results:
-                if result.keypoints is None or not len(result.boxes):
-                    found.append((np.zeros((0, 5), np.float32), np.zeros((0, 17, 3), np.float32)))
-                    continue
+            for (i, frame), result in zip(group, results, strict=True):
                 boxes = result.boxes.data[:, :5].float().cpu().numpy()
-                found.append((boxes, result.keypoints.data.float().cpu().numpy()))
-        return found
+                joints = np.zeros((0, 17, 3), np.float32)
+                if len(boxes):
+                    joints = result.keypoints.data.float().cpu().numpy()
+                yield i, frame, boxes, joints
 
 
 def find_weights(weights: str | Path | None = None) -> Path:
@@ -333,10 +375,8 @@ def _fetched(weights: Path) -> Path:
     for place in places:
         if place.is_file():
             return place
-    try:
+    with suppress(OSError, RuntimeError):  # told below, with what to do
         attempt_download_asset(places[-1])
-    except (OSError, RuntimeError):
-        pass  # told below, with what to do
     if not places[-1].is_file():
         looked = ", ".join(str(p.parent) for p in dict.fromkeys(places))
         raise PevlError(
@@ -373,7 +413,7 @@ def _load(weights: Path) -> YOLO:
     return model
 
 
-def link(clip: Clip, found: list[tuple[np.ndarray, np.ndarray]]) -> list[_Track]:
+def link(found: Sequence[Sightings]) -> list[_Track]:
     """Link the boxes of successive frames into tracklets, frame by frame, at the least total cost.
 
     The cost of a pair is how far apart, how unlike in size and in colour the boxes are. Sure boxes
@@ -382,8 +422,8 @@ def link(clip: Clip, found: list[tuple[np.ndarray, np.ndarray]]) -> list[_Track]
     appears after that may be somebody else, and `chain` decides on the whole clip.
     """
     tracks: list[_Track] = []
-    for f, (boxes, joints) in enumerate(found):
-        colours = [_colours(clip.frames[f], box) for box in boxes]
+    for f, sightings in enumerate(found):
+        boxes, joints, colours = sightings.boxes, sightings.joints, sightings.colours
         free = {i for i, t in enumerate(tracks) if f - t.frames[-1] <= LOST_FRAMES}
         sure = [j for j in range(len(boxes)) if boxes[j, 4] >= SURE]
         faint = [j for j in range(len(boxes)) if boxes[j, 4] < SURE]
@@ -396,7 +436,9 @@ def link(clip: Clip, found: list[tuple[np.ndarray, np.ndarray]]) -> list[_Track]
             taken = set()
             for i, j in zip(*linear_sum_assignment(cost), strict=True):
                 if cost[i, j] < 1.0:
-                    _extend(tracks[rows[i]], f, boxes[group[j]], joints[group[j]], colours[group[j]])
+                    _extend(
+                        tracks[rows[i]], f, boxes[group[j]], joints[group[j]], colours[group[j]]
+                    )
                     free.discard(rows[i])
                     taken.add(group[j])
             for j in set(group) - taken:
@@ -456,8 +498,8 @@ def _colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.asarray(histogram / max(histogram.sum(), 1), np.float32)
 
 
-def choose_actor(tracks: list[_Track], clip: Clip) -> _Track | None:
-    """The chain of tracklets, one after the other in time, that is worth most. A tracklet's worth is
+def choose_actor(tracks: list[_Track], footage: Footage) -> _Track | None:
+    """The chain of tracklets, one after the other in time, worth most. A tracklet's worth is
 
         sum over frames of confidence × box size × nearness to the picture's centre,
 
@@ -466,7 +508,7 @@ def choose_actor(tracks: list[_Track], clip: Clip) -> _Track | None:
     small, at the side, or sit still; who films keeps the actor in the middle.
     """
     tracks = sorted(tracks, key=lambda t: (t.frames[-1], t.frames[0]))
-    worth = [_worth(track, clip) for track in tracks]
+    worth = [_worth(track, footage) for track in tracks]
     best, before = list(worth), [-1] * len(tracks)
     for j, track in enumerate(tracks):
         for i in range(j):
@@ -487,17 +529,17 @@ def choose_actor(tracks: list[_Track], clip: Clip) -> _Track | None:
     return chain
 
 
-def _worth(track: _Track, clip: Clip) -> float:
-    height, width = clip.frames.shape[1:3]
+def _worth(track: _Track, footage: Footage) -> float:
+    height, width = footage.height, footage.width
     boxes = np.stack(track.boxes)
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2 / [width, height]
     off_centre = np.hypot(*(2 * centre - 1).T)
     size = np.maximum(boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]) / max(width, height)
     sum_over_frames = float((boxes[:, 4] * size * np.exp(-(off_centre**2))).sum())
-    return sum_over_frames * (1 + min(_movement(track, clip), 2.0))
+    return sum_over_frames * (1 + min(_movement(track, footage), 2.0))
 
 
-def _movement(track: _Track, clip: Clip) -> float:
+def _movement(track: _Track, footage: Footage) -> float:
     """Mean speed of the joints relative to their box, in box heights per second."""
     if len(track.frames) < 2:
         return 0.0
@@ -506,7 +548,7 @@ def _movement(track: _Track, clip: Clip) -> float:
     inside = (joints[..., :2] - ((boxes[:, :2] + boxes[:, 2:4]) / 2)[:, None]) / size[:, None, None]
     sure = (joints[1:, :, 2] > 0.5) & (joints[:-1, :, 2] > 0.5)
     step = np.linalg.norm(np.diff(inside, axis=0), axis=-1)
-    seconds = np.diff(clip.times_s[track.frames])
+    seconds = np.diff(footage.times_s[track.frames])
     # Over long steps positions are unrelated, and their distance says nothing of speed.
     speed = step / np.clip(seconds, 1e-3, None)[:, None]
     return float(speed[sure].mean()) if sure.any() else 0.0
@@ -549,7 +591,7 @@ def bridge(
     """Fill short gaps between two sightings in place; returns which frames were filled, (U,)."""
     filled = np.zeros(len(seen), bool)
     places = np.flatnonzero(seen)
-    for a, b in zip(places[:-1], places[1:], strict=True):
+    for a, b in pairwise(places):
         if b - a > 1 and times_s[b] - times_s[a] <= longest_s:
             filled[a + 1 : b] = True
     if filled.any():
@@ -571,4 +613,3 @@ def draw(frame: np.ndarray, joints: np.ndarray, layout: str, least_score: float 
     for x, y, score in joints:
         if score >= least_score:
             cv2.circle(frame, (int(x), int(y)), 2 * unit + 1, (255, 255, 255), -1, cv2.LINE_AA)
-

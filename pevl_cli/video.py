@@ -8,7 +8,7 @@ minus the first frame's, and a frame is shown until the next one's time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -25,7 +25,11 @@ SEEK_WORTH_FRAMES = 12
 CONTAINERS_WITH_DURATION = {"matroska", "webm", "mov", "mp4"}
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .mov .m4v .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv".split()
+    f".{name}"
+    for name in (
+        *("mp4", "mov", "m4v", "mkv", "webm", "avi", "gif", "mpg", "mpeg", "ts", "mts", "m2ts"),
+        *("wmv", "flv", "3gp", "ogv"),
+    )
 )
 
 av.logging.set_level(None)  # broken files are told of in our own words, once
@@ -113,7 +117,7 @@ def sample_clip(
     start_s, end_s = _span(timeline, start_s, end_s)
     times_s = timeline.times_s
     usable = np.arange(len(timeline))
-    inside = (times_s < end_s) & (np.append(times_s[1:], timeline.duration_s) > start_s)
+    inside = _inside(timeline, start_s, end_s)
     picks = _pick(times_s, usable, start_s, end_s, count)
     got, readable = _collect(timeline, picks, inside)
     warnings = []
@@ -144,6 +148,13 @@ def sample_clip(
         end_s=end_s,
         warnings=tuple(warnings),
     )
+
+
+def part_of(
+    timeline: Timeline, start_s: float | None = None, end_s: float | None = None
+) -> np.ndarray:
+    """Indices of the frames on screen in ``[start_s, end_s)``. PevlError as `sample_clip`."""
+    return np.flatnonzero(_inside(timeline, *_span(timeline, start_s, end_s)))
 
 
 def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -272,6 +283,12 @@ def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tup
     return start, end
 
 
+def _inside(timeline: Timeline, start_s: float, end_s: float) -> np.ndarray:
+    times_s = timeline.times_s
+    shown_until_s = np.append(times_s[1:], timeline.duration_s)
+    return (times_s < end_s) & (shown_until_s > start_s)
+
+
 def _pick(
     times_s: np.ndarray, usable: np.ndarray, start_s: float, end_s: float, count: int
 ) -> np.ndarray:
@@ -362,8 +379,3 @@ def _to_rgb(frame: av.VideoFrame, timeline: Timeline) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).rstrip(".").lower()
-
-
-def clip_without_frames(clip: Clip) -> Clip:
-    """The facts of a clip without its pictures, to keep many in memory."""
-    return replace(clip, frames=clip.frames[:0])

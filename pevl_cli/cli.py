@@ -1,0 +1,481 @@
+"""The command `pevl`: options, tables and progress. The only file that knows typer and rich.
+
+Heavy imports stand inside the commands, so that `pevl --help` is quick and a wrong path is told
+before torch is loaded. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pevl_cli import __version__
+from pevl_cli.errors import PevlError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pevl_cli.pose import PoseDetector
+    from pevl_cli.recognise import Answer
+    from pevl_cli.train import Event, Result
+
+app = typer.Typer(
+    name="pevl",
+    help="Name fine-grained human actions in your own videos.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Set by --debug: show where an error came from.
+debug = False
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class PoseFormat(StrEnum):
+    json = "json"
+
+
+class Frames(StrEnum):
+    sampled = "48"
+    all = "all"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+PoseWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--pose-weights",
+        help="YOLO-pose weights; default $PEVL_POSE_WEIGHTS, else yolo11n-pose.pt.",
+    ),
+]
+NoPose = Annotated[bool, typer.Option("--no-pose", help="Look at the pictures only.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Videos = Annotated[
+    list[str], typer.Argument(help="Video files, folders of them, or patterns.", metavar="VIDEO...")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write the result here, not to the screen.")
+]
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug_errors: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    global debug
+    debug = debug_errors
+
+
+@app.command()
+def classify(
+    videos: Videos,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Label file, or a bundled set such as gym99. Default: the checkpoint's."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or bundled name [default: pevl-mini].")
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="CLIP weights, NAME:TAG or a file; without --checkpoint: zero-shot."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
+    views: Annotated[int, typer.Option(min=1, max=3, help="1, or 3 cut-outs averaged.")] = 1,
+    start: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
+    no_pose: NoPose = False,
+    pose_weights: PoseWeights = None,
+    device: Device = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of CLIP's towers.")] = Precision.auto,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.table,
+    output: Output = None,
+) -> None:
+    """Name the action in each video.
+
+    Example: pevl classify clip.mp4 --labels my_actions.txt
+    """
+    from pevl_cli.labels import read_labels
+    from pevl_cli.video import find_videos
+
+    if views == 2:
+        raise UsageError("--views 2: give 1, or 3 as in the paper.")
+    paths = find_videos(videos)
+    label_set = read_labels(labels) if labels is not None else None
+    if clip is not None and checkpoint is None and label_set is None:
+        raise UsageError("plain CLIP has no labels of its own: name some with --labels.")
+    _check_weights(pose_weights, no_pose or (clip is not None and checkpoint is None))
+    _check_output(output)
+
+    from pevl_cli import recognise, report
+
+    recogniser = recognise.load(
+        checkpoint, clip, pose_weights, not no_pose, device, precision.value
+    )
+    answers: list[Answer] = []
+    failed = 0
+    for path in paths:
+        try:
+            answers.append(recogniser.classify(path, label_set, top_k, views, start, end))
+        except PevlError as error:
+            failed += 1
+            _tell(error)
+            continue
+        if format is Format.table and output is None:
+            _print_answer(answers[-1])
+    if format is Format.json:
+        _write(report.answers_json(answers), output)
+    elif format is Format.csv:
+        _write(report.answers_csv(answers), output)
+    elif output is not None:
+        _write(_as_text(answers), output)
+    _end_batch(failed, len(paths))
+
+
+@app.command()
+def pose(
+    videos: Videos,
+    frames: Annotated[
+        Frames, typer.Option(help="The 48 that a model sees, or all.")
+    ] = Frames.sampled,
+    format: Annotated[PoseFormat, typer.Option(help="How to print the result.")] = PoseFormat.json,
+    draw: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the skeleton: a video (.mp4) or a filmstrip (.png, .jpg)."),
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
+    pose_weights: PoseWeights = None,
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Print the joints of the one person whom the model would look at."""
+    import json
+
+    from pevl_cli.video import find_videos
+
+    paths = find_videos(videos)
+    if draw is not None and len(paths) > 1:
+        raise UsageError("--draw takes one video at a time.")
+    _check_weights(pose_weights, False)
+    _check_output(output)
+    _check_output(draw)
+
+    from pevl_cli import report
+    from pevl_cli.recognise import choose_device
+
+    if draw is not None:
+        report.check_drawing(draw)
+    from pevl_cli.pose import PoseDetector
+
+    detector = PoseDetector(pose_weights, device=choose_device(device))
+    records, failed = [], 0
+    for path in paths:
+        try:
+            records.append(_pose_of(path, detector, frames, start, end, draw))
+        except PevlError as error:
+            failed += 1
+            _tell(error)
+    _write(json.dumps(records), output)
+    _end_batch(failed, len(paths))
+
+
+def _pose_of(
+    path: Path,
+    detector: PoseDetector,
+    frames: Frames,
+    start: float | None,
+    end: float | None,
+    draw: Path | None,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from pevl_cli import report
+    from pevl_cli.pose import Footage
+    from pevl_cli.video import part_of, read_timeline, sample_clip
+
+    if frames is Frames.sampled:
+        clip = sample_clip(path, 48, start, end)
+        for warning in clip.warnings:
+            _warn(f"{path}: {warning}")
+        actor, indices, places = detector.actor(clip), clip.indices, clip.frame_of
+        timeline = read_timeline(path)
+    else:
+        timeline = read_timeline(path)
+        indices = part_of(timeline, start, end)
+        actor = detector.find_actor(Footage.of_video(timeline, indices))
+        places = np.arange(len(indices))
+    if not actor.seen.any():
+        _warn(f"{path}: nobody was found in it.")
+    if draw is not None:
+        report.draw_actor(draw, timeline, actor, indices)
+    return report.pose_record(str(path), timeline, actor, indices, places)
+
+
+@app.command()
+def train(
+    dataset: Annotated[
+        Path, typer.Option(help="A folder of class folders, or a CSV (path,label,...).")
+    ],
+    config: Annotated[
+        str, typer.Option(help="mini (from scratch), vit-b-16 or vit-l-14 (on CLIP).")
+    ] = "mini",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the checkpoints go [default: runs/DATASET-CONFIG].")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP weights for vit-*: NAME:TAG of open_clip, or a file.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    crop: Annotated[str | None, typer.Option(help="actor or full.")] = None,
+    no_video: Annotated[bool, typer.Option("--no-video", help="Learn from poses only.")] = False,
+    no_pose: NoPose = False,
+    pose_weights: PoseWeights = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Teach a model your own actions.
+
+    Example: pevl train --dataset my_clips, with my_clips/squat/1.mp4, my_clips/lunge/1.mp4, ...
+    """
+    from dataclasses import replace
+
+    from pevl_cli.datasets.manifest import read_manifest
+    from pevl_cli.model.config import CONFIGS
+
+    if config not in CONFIGS:
+        raise UsageError(f"--config {config}: one of {', '.join(CONFIGS)} is needed.")
+    if crop not in {None, "actor", "full"}:
+        raise UsageError(f"--crop {crop}: actor or full is needed.")
+    if no_video and no_pose:
+        raise UsageError("--no-video and --no-pose together leave nothing to look at.")
+    manifest = read_manifest(dataset, seed)
+    folder = out or Path("runs") / f"{dataset.resolve().stem}-{config}"
+    _check_weights(pose_weights, no_pose)
+    for warning in manifest.warnings:
+        _warn(warning)
+
+    from pevl_cli import train as training
+    from pevl_cli.pose import PoseDetector
+    from pevl_cli.recognise import choose_device
+
+    chosen = choose_device(device)
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    said: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    recipe = replace(training.RECIPES[config], seed=seed, **said)
+    changes: dict[str, object] = {} if crop is None else {"crop": crop}
+    if no_video:
+        changes["video"] = False
+    detector = None if no_pose else PoseDetector(pose_weights, device=chosen)
+    with _TrainingView() as view:
+        result = training.train(
+            manifest, config, folder, recipe, changes, detector, clip, None, chosen, view
+        )
+    _print_result(result)
+
+
+class _TrainingView:
+    """Live progress: what is being done, loss, rate, accuracy, time left."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = _console()
+        self.progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+        )
+        self.stage = ""
+        self.task: Any = None
+
+    def __enter__(self) -> Callable[[Event], None]:
+        self.progress.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        if event.val is not None:
+            self.progress.console.print(
+                f"epoch {event.epoch:>3}: validation top-1 {event.val.top1:.1%}, "
+                f"mean class {event.val.mean_class:.1%}"
+            )
+            return
+        if event.stage != self.stage or self.task is None or event.done == 1:
+            self.stage = event.stage
+            if event.stage == "reading" and event.total == 0:
+                return
+            self.task = self.progress.add_task(event.stage, total=event.total, facts="")
+        facts = ""
+        if event.loss is not None:
+            facts = (
+                f"epoch {event.epoch} loss {event.loss:.3f} rate {event.learning_rate:.1e} "
+                f"top-1 {event.train_top1:.1%}"
+            )
+        self.progress.update(self.task, completed=event.done, facts=facts)
+
+
+def _print_result(result: Result) -> None:
+    console = _console()
+    for reason in result.skipped:
+        console.print(f"left out: {reason}", style="yellow", highlight=False)
+    if result.interrupted:
+        console.print(f"stopped after {result.epochs} epochs; the checkpoints are usable.")
+    if result.best is not None:
+        console.print(
+            f"best epoch {result.best_epoch}: top-1 {result.best.top1:.1%}, mean class "
+            f"{result.best.mean_class:.1%} on {result.best.count} validation clips; "
+            f"trained {result.seconds / 60:.1f} min"
+        )
+        weak = sorted(result.best.per_class.items(), key=lambda kv: kv[1])[:3]
+        if weak and weak[0][1] < 1:
+            console.print(
+                "weakest: " + ", ".join(f"{n} {v:.0%}" for n, v in weak if v < 1), highlight=False
+            )
+    console.print("use it:", highlight=False)
+    print(f"pevl classify VIDEO --checkpoint {result.folder / 'best'}")
+
+
+def _print_answer(answer: Answer) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(title=Text(answer.video), title_justify="left", title_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("action")
+    table.add_column("score", justify="right")
+    table.add_column("similarity", justify="right")
+    for rank, p in enumerate(answer.predictions, 1):
+        style = "bold green" if rank == 1 else ""
+        cells = (str(rank), p.label, f"{p.score:.1%}", f"{p.similarity:.3f}")
+        table.add_row(*(Text(c) for c in cells), style=style)
+    console.print(table)
+    if answer.person is not None and answer.person.box is not None:
+        box = ", ".join(f"{v:.0f}" for v in answer.person.box)
+        console.print(
+            f"person in {answer.person.frames_seen} of {answer.person.frames} frames, "
+            f"box {box} px; {answer.start_s:.2f} to {answer.end_s:.2f} s",
+            highlight=False,
+        )
+    for warning in answer.warnings:
+        _warn(f"{answer.video}: {warning}")
+
+
+def _as_text(answers: list[Answer]) -> str:
+    lines = []
+    for answer in answers:
+        lines.append(answer.video)
+        lines += [f"  {p.score:7.1%}  {p.similarity:6.3f}  {p.label}" for p in answer.predictions]
+        lines += [f"  warning: {w}" for w in answer.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _tell(error: PevlError) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        return
+    from pevl_cli.cache import write_aside
+
+    with write_aside(output) as temporary:
+        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def _check_output(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: this is a folder; a file's name is needed.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist.")
+
+
+def _check_weights(pose_weights: Path | None, unused: bool) -> None:
+    """A file that is named and not there is told before anything heavy is loaded."""
+    if pose_weights is not None and not unused and not pose_weights.expanduser().is_file():
+        raise UsageError(f"--pose-weights {pose_weights}: there is no such file.")
+
+
+def _end_batch(failed: int, total: int) -> None:
+    if failed:
+        if total > 1:
+            _warn(f"{failed} of {total} videos could not be used")
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command; the one place where errors become a line and an exit code."""
+    if "--version" in sys.argv[1:2]:
+        print(f"pevl {__version__}")
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except PevlError as error:
+        _tell(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `pevl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

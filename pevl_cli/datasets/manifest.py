@@ -1,0 +1,205 @@
+"""The one form every data set is read into, and own data as a folder or a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from pevl_cli.errors import PevlError
+from pevl_cli.labels import LabelSet
+from pevl_cli.video import VIDEO_SUFFIXES
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "text", "group", "split", "start_s", "end_s")
+# Names by which people call the splits, as folder or in a CSV.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled clip: a whole file, or the part of it from start_s to end_s."""
+
+    path: Path
+    label: str
+    split: str = ""  # one of SPLITS; empty = not said
+    group: str = ""  # person, session or source video: never to be cut by a split
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    source: Path
+    items: tuple[Item, ...]
+    labels: LabelSet
+    warnings: tuple[str, ...] = ()
+
+    def of(self, split: str) -> list[Item]:
+        return [item for item in self.items if item.split == split]
+
+
+def read_manifest(source: str | Path, seed: int = 0) -> Manifest:
+    """Read a folder of class folders, a CSV file, or a folder with a `manifest.csv` in it.
+
+    Where no split is said, about a fifth of each class is held out for validation: whole groups
+    where groups are known, else clips drawn with ``seed``. PevlError says what is wrong and where.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise PevlError(
+            f"{source}: there is no such folder or CSV file. Give a folder with one folder of "
+            "clips per action, or a CSV with the columns path and label."
+        )
+    texts: dict[str, str] = {}
+    if source.is_dir() and (source / "manifest.csv").is_file():
+        source = source / "manifest.csv"
+    items = _read_folder(source) if source.is_dir() else _read_csv(source, texts)
+    names = list(dict.fromkeys(item.label for item in items))
+    if len(names) < 2:
+        raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
+    warnings = []
+    if not any(item.split for item in items):
+        items = hold_out(items, seed)
+        held = sum(item.split == "val" for item in items)
+        by = "groups" if any(item.group for item in items) else "clips drawn at random"
+        warnings.append(f"no split given: held out {held} of {len(items)} clips ({by}) to validate")
+    elif not all(item.split for item in items):
+        raise PevlError(f"{source}: some clips have a split and some have none; say it for all.")
+    if not any(item.split == "train" for item in items):
+        raise PevlError(f"{source}: no clip is in the split 'train'.")
+    warnings += _leaks(items)
+    labels = LabelSet(tuple(names), tuple(texts.get(n) or _readable(n) for n in names))
+    return Manifest(source, tuple(items), labels, tuple(warnings))
+
+
+def hold_out(items: Sequence[Item], seed: int, share: float = 0.2) -> list[Item]:
+    """Put about ``share`` of each class in "val", whole groups at a time; the rest in "train"."""
+    random = Random(seed)
+    by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, item in enumerate(items):
+        by_label[item.label][item.group or f"\0{i}"].append(i)
+    held: set[str] = set()  # a group may hold several classes: it goes one way in all of them
+    chosen: set[int] = set()
+    for groups in by_label.values():
+        total = sum(len(g) for g in groups.values())
+        wanted = min(math.ceil(total * share), total - 1)
+        got = sum(len(members) for name, members in groups.items() if name in held)
+        names = [n for n in groups if n not in held]
+        random.shuffle(names)
+        for name in names:
+            if got >= wanted or len(held & groups.keys()) + 1 >= len(groups):
+                break
+            held.add(name)
+            got += len(groups[name])
+    for groups in by_label.values():
+        for name, members in groups.items():
+            if name in held:
+                chosen.update(members)
+    return [replace(it, split="val" if i in chosen else "train") for i, it in enumerate(items)]
+
+
+def _leaks(items: Sequence[Item]) -> list[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.group:
+            splits[item.group].add(item.split)
+    shared = sorted(g for g, s in splits.items() if len(s) > 1)
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} groups (such as '{shared[0]}') stand in more than one split: "
+        "results will look better than they are"
+    ]
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+def _read_folder(root: Path) -> list[Item]:
+    """`root/CLASS/clip.mp4`, or `root/SPLIT/CLASS/clip.mp4`."""
+    parts = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    split_folders = [p for p in parts if p.name.lower() in SPLIT_NAMES]
+    with_splits = bool(split_folders) and len(split_folders) == len(parts)
+    items = []
+    for top in split_folders if with_splits else [root]:
+        split = SPLIT_NAMES[top.name.lower()] if with_splits else ""
+        for folder in sorted(p for p in top.iterdir() if p.is_dir() and p.name[0] != "."):
+            clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            items += [Item(clip, folder.name, split) for clip in clips]
+    if not items:
+        raise PevlError(
+            f"{root}: no clips found. Put one folder per action in it, with that action's clips: "
+            f"{root.name}/squat/001.mp4, {root.name}/lunge/001.mp4, ..."
+        )
+    return items
+
+
+def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PevlError(f"{path}: cannot be read as a UTF-8 CSV file ({error}).") from error
+    reader = csv.DictReader(content.splitlines())
+    columns = [c.strip() for c in reader.fieldnames or []]
+    missing = {"path", "label"} - set(columns)
+    if missing:
+        raise PevlError(
+            f"{path}: line 1 must name the columns path and label (found: "
+            f"{', '.join(columns) or 'nothing'}); also known: {', '.join(COLUMNS[2:])}."
+        )
+    items = []
+    for row in reader:
+        where = f"{path} line {reader.line_num}"
+        cell = {k.strip(): (v or "").strip() for k, v in row.items() if k is not None}
+        if not any(cell.values()):
+            continue
+        if not cell["path"] or not cell["label"]:
+            raise PevlError(f"{where}: path and label must not be empty.")
+        split = SPLIT_NAMES.get(cell.get("split", "").lower(), "")
+        if cell.get("split") and not split:
+            raise PevlError(f"{where}: split '{cell['split']}' is none of {', '.join(SPLITS)}.")
+        text = cell.get("text", "")
+        if text and texts.setdefault(cell["label"], text) != text:
+            raise PevlError(
+                f"{where}: label '{cell['label']}' has another text than before: "
+                f"'{texts[cell['label']]}'."
+            )
+        items.append(
+            Item(
+                path=path.parent / cell["path"],
+                label=cell["label"],
+                split=split,
+                group=cell.get("group", ""),
+                start_s=_seconds(cell.get("start_s", ""), where, "start_s"),
+                end_s=_seconds(cell.get("end_s", ""), where, "end_s"),
+            )
+        )
+    if not items:
+        raise PevlError(f"{path}: there are no clips in this file.")
+    return items
+
+
+def _seconds(text: str, where: str, column: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise PevlError(f"{where}: {column} '{text}' is not a number of seconds.")
+    return value

@@ -1,0 +1,50 @@
+"""How often a model is right: similarities of many clips, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pevl_cli.model.pevl import PeVL, Texts
+from pevl_cli.samples import Sample, collate, view
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    top1: float
+    mean_class: float
+    count: int
+    per_class: dict[str, float]
+
+
+@torch.inference_mode()
+def similarities(
+    model: PeVL, samples: Sequence[Sample], texts: Texts, views: int = 1, batch: int = 16
+) -> Tensor:
+    """S of each sample with each text, averaged over its views: (clips, C), on the CPU."""
+    device = model.logit_scale.device
+    rows = []
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        total = None
+        for place in range(views):
+            together = collate([view(s, model.config, place) for s in part]).to(device)
+            one = model(together, texts)
+            total = one if total is None else total + one
+        assert total is not None
+        rows.append((total / views).float().cpu())
+    return torch.cat(rows)
+
+
+def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
+    """Share of clips whose best text is the right one; and its mean over classes that occur."""
+    true = np.asarray(labels)
+    right = similarity.argmax(1).numpy() == true
+    per_class = {names[c]: float(right[true == c].mean()) for c in np.unique(true)}
+    return Accuracy(
+        float(right.mean()), float(np.mean(list(per_class.values()))), len(true), per_class
+    )

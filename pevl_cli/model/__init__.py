@@ -1,0 +1,8 @@
+"""The PeVL model. These files see tensors and strings, never videos, detectors or consoles.
+
+Letters used for shapes in all of them:
+
+    N clips in a batch      C label texts              d width of a tower     e joint space
+    T video frames (16)     S pose frames (48)         J joints               L words of a text
+    P patches of a frame    G tokens of a pose frame: its class token, then J joints
+"""

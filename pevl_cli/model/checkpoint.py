@@ -1,0 +1,162 @@
+"""A model on disk: a folder with `config.json` and `model.safetensors`.
+
+Loading is strict and never unpickles. A model on CLIP stores only what differs from CLIP's own
+weights, and the base's name and hash; a model trained from scratch stores everything, at half
+precision.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pevl_cli.cache import write_aside
+from pevl_cli.errors import PevlError
+from pevl_cli.labels import LabelSet
+from pevl_cli.model.clip import load_clip, state_digest
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.pevl import PeVL
+
+FORMAT = 1
+BUNDLED = Path(__file__).parent.parent / "data" / "checkpoints"
+
+
+class Labels(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    prompt: str
+
+
+class Base(BaseModel):
+    """CLIP's weights that a checkpoint builds on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str  # NAME:TAG of open_clip, or a file's path
+    digest: str
+
+
+class Facts(BaseModel):
+    """Everything of a checkpoint that is not a weight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    model: ModelConfig
+    labels: Labels
+    base: Base | None = None
+    training: dict[str, Any] = {}
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet(self.labels.names, self.labels.texts, self.labels.prompt)
+
+
+def facts_of(
+    config: ModelConfig, labels: LabelSet, base: Base | None, training: dict[str, Any]
+) -> Facts:
+    stored = Labels(names=labels.names, texts=labels.texts, prompt=labels.prompt)
+    return Facts(model=config, labels=stored, base=base, training=training)
+
+
+def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
+    """Write a checkpoint; each file appears whole or not at all."""
+    kept = {}
+    for key, value in state.items():
+        if facts.base is not None and _of_base(key):
+            continue
+        half = facts.base is None and value.is_floating_point() and "running" not in key
+        kept[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
+    with write_aside(folder / "model.safetensors") as temporary:
+        save_file(kept, temporary)
+    with write_aside(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
+
+
+def _of_base(key: str) -> bool:
+    return key.startswith(("visual.", "text."))
+
+
+def bundled() -> list[str]:
+    """Names of the checkpoints inside the package."""
+    if not BUNDLED.is_dir():
+        return []
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
+
+
+def find(checkpoint: str | Path) -> Path:
+    """The folder of a checkpoint given by path, or by a bundled one's name."""
+    path = Path(checkpoint)
+    if path.is_file() and path.name in {"config.json", "model.safetensors"}:
+        path = path.parent
+    if not path.is_dir() and str(checkpoint) in bundled():
+        path = BUNDLED / str(checkpoint)
+    if not path.is_dir():
+        names = ", ".join(bundled()) or "none"
+        raise PevlError(
+            f"{checkpoint}: no such checkpoint folder, and not a bundled name ({names})."
+        )
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise PevlError(f"{path}: not a checkpoint, as {name} is missing in it.")
+    return path
+
+
+def read_facts(folder: Path) -> Facts:
+    """config.json, checked. PevlError names what is wrong in it."""
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format", FORMAT) > FORMAT:
+            raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
+        return Facts.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise PevlError(f"{file}: {where}: {first['msg'].lower()}.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise PevlError(f"{file}: cannot be read ({error}).") from error
+
+
+def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
+    """Rebuild a model, in evaluation mode, on the CPU. ``clip`` overrides where its base lies."""
+    facts = read_facts(folder)
+    file = folder / "model.safetensors"
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise PevlError(f"{file}: damaged or not a safetensors file ({error}).") from error
+    if facts.base is not None:
+        base_state, _, digest = load_clip(clip or facts.base.source, facts.model)
+        if digest != facts.base.digest:
+            raise PevlError(
+                f"{folder}: was trained on other CLIP weights than {clip or facts.base.source} "
+                f"(hash {facts.base.digest[:8]}, found {digest[:8]}). Name the right ones with "
+                "--clip."
+            )
+        state |= base_state
+    model = PeVL(facts.model)
+    wanted = model.state_dict()
+    absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    wrong = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
+    if absent or extra or wrong:
+        name = (absent + extra + sorted(wrong))[0]
+        kind = "lacks" if absent else "has an unknown" if extra else "has a differently shaped"
+        raise PevlError(f"{file}: does not fit its config.json: it {kind} weight '{name}'.")
+    model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()}, strict=True)
+    return model.eval(), facts
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint's weights and config, to key what is computed from it."""
+    state = load_file(folder / "model.safetensors")
+    return state_digest(state)

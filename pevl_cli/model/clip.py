@@ -1,0 +1,313 @@
+"""CLIP's two towers, with open_clip's parameter names, and its weights and tokenizer.
+
+All knowledge of open_clip stands here. Its towers are not used as they are, because adapters act
+inside a block and pose tokens pass through the same blocks; a test compares with open_clip's own
+`encode_image` and `encode_text` to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pevl_cli.errors import PevlError
+from pevl_cli.model.config import ModelConfig
+
+
+class QuickGELU(nn.Module):
+    """The approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Adapter(nn.Module):
+    """Bottleneck whose second layer starts at zero, so that it starts as nothing. Source: AIM."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(nn.functional.gelu(self.down(x)))
+
+
+class Block(nn.Module):
+    """One transformer block of CLIP, in two halves for the adapters to act between."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, n, d) -> what the tokens tell each other, before it is added to x."""
+        x = self.ln_1(x)
+        out: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return self.drop(out)
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """How much the first token attends to each token: (B, n, d) -> (B, n), mean of heads."""
+        heads, width = self.attn.num_heads, self.attn.embed_dim
+        qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
+        q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
+        logits = q[:, :, :1] @ k.transpose(-1, -2) / (width // heads) ** 0.5
+        return logits.softmax(-1).mean(1)[:, 0]
+
+    def forward(
+        self, x: Tensor, adapters: nn.ModuleDict | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5)."""
+        attended = self.attend(x, mask)
+        x = x + attended
+        if adapters is not None:
+            x = x + adapters["attention"](attended)
+        return self.feed(x, adapters)
+
+    def feed(self, x: Tensor, adapters: nn.ModuleDict | None) -> Tensor:
+        normed = self.ln_2(x)
+        x = x + self.drop(self.mlp(normed))
+        return x if adapters is None else x + 0.5 * adapters["mlp"](normed)
+
+
+class Transformer(nn.Module):
+    """Only to keep open_clip's names: `transformer.resblocks.0...`."""
+
+    resblocks: nn.ModuleList
+
+    def __init__(
+        self, width: int, layers: int, heads: int, quick_gelu: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            Block(width, heads, quick_gelu, dropout) for _ in range(layers)
+        )
+        for block in self.blocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
+            out = block.mlp.get_parameter("c_proj.weight")
+            nn.init.normal_(out, std=width**-0.5 * (2 * layers) ** -0.5)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return list(self.resblocks)  # type: ignore[arg-type]
+
+
+class Conv3dStem(nn.Module):
+    """Patch tokens without CLIP's pretraining: (N, 3, T, H, W) -> (N, d, T, H/16, W/16).
+
+    Four small convolutions know that neighbouring pixels and frames belong together, which a
+    single 16 × 16 linear patch has to learn from far more clips than a coach has.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = [3, 24, 48, 96, width]
+        layers: list[nn.Module] = []
+        for i in range(4):
+            time = 3 if i < 2 else 1
+            layers += [
+                nn.Conv3d(
+                    sizes[i],
+                    sizes[i + 1],
+                    (time, 3, 3),
+                    stride=(1, 2, 2),
+                    padding=(time // 2, 1, 1),
+                    bias=False,
+                ),
+                nn.BatchNorm3d(sizes[i + 1]),
+                nn.GELU(),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class VisualTower(nn.Module):
+    """CLIP's image tower up to the blocks, and its final norm and projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        scale = width**-0.5
+        if config.stem == "patch":
+            size = config.patch_size
+            self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
+        else:
+            self.conv1 = Conv3dStem(width)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(
+            width, config.layers, config.heads, config.quick_gelu, config.dropout
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first."""
+        n = frames.shape[0]
+        if isinstance(self.conv1, Conv3dStem):
+            patches = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
+            x = rearrange(patches, "n d t r c -> (n t) (r c) d")
+        else:
+            patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
+            x = patches.flatten(2).permute(0, 2, 1)
+        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([first, x], 1) + self.positional_embedding.to(x.dtype)
+        assert len(x) == n * frames.shape[1]
+        out: Tensor = self.ln_pre(x)
+        return out
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """CLIP's final norm and projection into the joint space: (…, d) -> (…, e)."""
+        out: Tensor = self.ln_post(tokens) @ self.proj
+        return out
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower with a place for adapters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, length = config.text_width, config.context_length
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(length, width) * 0.01)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.transformer = Transformer(
+            width, config.text_layers, config.text_heads, config.quick_gelu, config.dropout
+        )
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+
+    def forward(
+        self, ids: Tensor, adapters: Sequence[nn.ModuleDict | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids (C, L) -> sentences (C, e), words (C, L, e), which are words (C, L) bool.
+
+        The sentence is the end-of-text token, which has the highest id; the words stand between
+        the start and it.
+        """
+        length = ids.shape[1]
+        x = self.token_embedding(ids)
+        x = x + self.positional_embedding[:length].to(x.dtype)
+        # Made here and not kept: an average over training of its infinities would be NaN.
+        mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        for block, pair in zip(self.transformer.blocks, adapters, strict=True):
+            x = block(x, pair, mask)
+        x = self.ln_final(x)
+        end = ids.argmax(-1)
+        sentences = x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+        place = torch.arange(length, device=ids.device)[None]
+        return sentences, x @ self.text_projection, (place > 0) & (place < end[:, None])
+
+
+def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
+    """Texts -> token ids (C, L), cut to the longest text, padded with 0.
+
+    "clip" is CLIP's own byte-pair vocabulary. "words" gives every word of a model trained from
+    scratch one of ``vocab_size`` places by its hash: no file, no import, any language.
+    """
+    if config.tokenizer == "clip":
+        from open_clip.tokenizer import SimpleTokenizer
+
+        ids = SimpleTokenizer(context_length=config.context_length)(list(texts))
+    else:
+        ids = torch.zeros(len(texts), config.context_length, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            words = re.findall(r"\w+", text.lower())[: config.context_length - 2]
+            codes = [2 + zlib.crc32(w.encode()) % (config.vocab_size - 3) for w in words]
+            row[: len(words) + 2] = torch.tensor([1, *codes, config.vocab_size - 1])
+    longest = int((ids.argmax(-1) + 1).max())
+    return ids[:, :longest].contiguous()
+
+
+def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
+    """Weights of both towers from "NAME:TAG" of open_clip, or from a local file with them.
+
+    Returns the state (`visual.…` and `text.…`), the config with that model's activation and
+    normalisation, and the hash of the weights. PevlError when they cannot be had or do not fit.
+    """
+    import open_clip
+
+    path = Path(source).expanduser()
+    name, _, tag = source.partition(":")
+    if path.is_file():
+        name, pretrained = (
+            config.name.replace("vit", "ViT").title().replace("Vit", "ViT"),
+            str(path),
+        )
+    elif tag:
+        known = open_clip.list_pretrained_tags_by_model(name)
+        if tag not in known:
+            models = ", ".join(known) or "none; see open_clip.list_pretrained()"
+            raise PevlError(f"{source}: open_clip has no such weights. Tags of {name}: {models}.")
+        pretrained = tag
+    else:
+        raise PevlError(
+            f"{source}: neither a weights file nor NAME:TAG, such as ViT-B-16-quickgelu:openai."
+        )
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, force_quick_gelu=config.quick_gelu and path.is_file()
+        )
+    except Exception as error:  # open_clip and the hub client raise many kinds
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise PevlError(
+            f"{source}: CLIP weights could not be loaded ({first_line[:200]}). Without network, "
+            "download them elsewhere and name the file."
+        ) from error
+    normalise = preprocess.transforms[-1]
+    quick = any("QuickGELU" in type(m).__name__ for m in model.modules())
+    state = _our_names(model.state_dict())
+    fitted = config.model_copy(
+        update={
+            "quick_gelu": quick,
+            "image_mean": tuple(float(v) for v in normalise.mean),
+            "image_std": tuple(float(v) for v in normalise.std),
+        }
+    )
+    return state, fitted, state_digest(state)
+
+
+def _our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip keeps the text tower at the top level; here it stands under `text.`."""
+    ours = {}
+    for key, value in state.items():
+        if key.startswith("visual."):
+            ours[key] = value
+        elif key not in {"logit_scale", "logit_bias"}:
+            ours[f"text.{key.removeprefix('text.')}"] = value
+    return {k: v for k, v in ours.items() if not k.endswith("attn_mask")}
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """Hash of names and values, the same on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""What a PeVL model is made of: one flat, frozen config, stored with the weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Similarity = Literal["vs", "ps", "fw", "concat"]
+
+
+class ModelConfig(BaseModel):
+    """Sizes, parts and inputs of a model; every part of the paper can be switched off here.
+
+    The defaults are the paper's. ``similarities``: "vs" video-sentence, "ps" pose-sentence, "fw"
+    frames-words (Table 6), or "concat" alone, which joins video and pose features by one linear
+    layer (the plain fusion of Tables 4 and 7).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    # CLIP's sizes
+    embed_dim: int
+    width: int
+    layers: int
+    heads: int
+    patch_size: int
+    image_size: int = 224
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    context_length: int = 77
+    vocab_size: int = 49408
+    quick_gelu: bool = True
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    tokenizer: Literal["clip", "words"] = "clip"
+    stem: Literal["patch", "conv3d"] = "patch"  # how pixels become patch tokens
+    frozen_base: bool = True  # CLIP's own weights stay as they are
+    # inputs
+    video_frames: int = 16
+    pose_frames: int = 48
+    layout: str = "coco17"
+    joints: int = 17
+    pose_features: Literal["xy", "body"] = "xy"
+    crop: Literal["full", "actor"] = "actor"
+    # parts
+    video: bool = True
+    pose: bool = True
+    text: bool = True  # False: one learned vector per class in place of its text
+    classes: int = 0  # how many, when text is False
+    video_adapters: bool = True
+    pose_adapters: bool = True
+    text_adapters: bool = True
+    video_temporal: bool = False
+    p2v: bool = True
+    v2p: bool = True
+    p2v_layers: tuple[int, ...] = ()  # after these blocks too (0 = first); always after the last
+    refinement_loss: bool = True
+    refinement_weight: float = 0.1  # λ_R
+    similarities: tuple[Similarity, ...] = ("vs", "ps", "fw")
+    semantic_loss: bool = True
+    fine_temperature: float = 0.01
+    branch_loss_weight: float = 0.0  # weight of each similarity's own contrastive loss
+    dropout: float = 0.0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        if not (self.video or self.pose):
+            raise ValueError("a model needs video or pose")
+        if not self.text and self.classes < 1:
+            raise ValueError("without text, classes must say how many there are")
+        if not self.used_similarities:
+            raise ValueError(f"none of the similarities {self.similarities} fits the other parts")
+        if self.video_frames * 3 != self.pose_frames:
+            raise ValueError("pose_frames must be three times video_frames")
+        if self.image_size % self.patch_size:
+            raise ValueError("image_size must be a multiple of patch_size")
+        return self
+
+    @property
+    def used_similarities(self) -> tuple[Similarity, ...]:
+        """Those whose modalities are there."""
+        needs: dict[Similarity, bool] = {
+            "vs": self.video,
+            "ps": self.pose,
+            "fw": self.pose and self.text,
+            "concat": self.video and self.pose,
+        }
+        return tuple(s for s in self.similarities if needs[s])
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+
+CONFIGS = {
+    "vit-b-16": ModelConfig(
+        name="vit-b-16", embed_dim=512, width=768, layers=12, heads=12, patch_size=16
+    ),
+    "vit-l-14": ModelConfig(
+        name="vit-l-14",
+        embed_dim=768,
+        width=1024,
+        layers=24,
+        heads=16,
+        patch_size=14,
+        text_width=768,
+        text_heads=12,
+    ),
+    "mini": ModelConfig(
+        name="mini",
+        embed_dim=128,
+        width=128,
+        layers=3,
+        heads=4,
+        patch_size=16,
+        image_size=96,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+        context_length=32,
+        vocab_size=8192,
+        tokenizer="words",
+        stem="conv3d",
+        frozen_base=False,
+        pose_features="body",
+        video_temporal=True,
+        fine_temperature=0.1,
+        dropout=0.2,
+        branch_loss_weight=0.5,
+    ),
+}

@@ -1,0 +1,59 @@
+"""The paper's losses (Eq. 3, 5 and 6)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+    """Pull each a_i to its b_i, away from the other b_j: (N, e), (N, e) -> scalar.
+
+    Source: PeVL Eq. (3). Differs: batch mean in place of the sum, so that the loss does not grow
+    with the batch, and both directions averaged ("symmetric similarities", Sec. 3.2.3).
+    """
+    logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
+    own = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def semantic_guided_loss(
+    similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """Contrast clips with texts, pushing harder where the texts say something else.
+
+    similarity (N, N) clip × text of clip, text_similarity (N, N) cosines of the texts, labels
+    (N,) -> scalar.
+
+    Source: PeVL Eq. (5) and (6). Differs: a batch may repeat a label, so the target is uniform
+    over all clips of the same label; with distinct labels this is the paper's formula, whose
+    second numerator lacks its temperature by a misprint.
+    """
+    positive = labels[:, None] == labels[None]
+    weights = strength(text_similarity, positive)
+    forward = _kl(similarity / temperature, weights, positive)
+    backward = _kl(similarity.T / temperature, weights, positive)
+    return (forward + backward) / 2
+
+
+def strength(text_similarity: Tensor, positive: Tensor) -> Tensor:
+    """Weight of each term in Eq. (5)'s denominator: 1 for positives, n·s_ij for negatives.
+
+    s_ij = (1 − sim(t_i, t_j)) / Σ over the n negatives j. Where all negatives' texts equal the
+    true one there is nothing to weigh by, and all weigh 1.
+    """
+    distance = (1 - text_similarity).clamp_min(0).masked_fill(positive, 0)
+    total = distance.sum(1, keepdim=True)
+    count = (~positive).sum(1, keepdim=True)
+    scaled = torch.where(total > 0, count * distance / total.clamp_min(1e-12), 1.0)
+    return torch.where(positive, torch.ones_like(scaled), scaled)
+
+
+def _kl(logits: Tensor, weights: Tensor, positive: Tensor) -> Tensor:
+    """KL(uniform over positives ‖ weighted softmax), mean over rows."""
+    log_p = F.log_softmax(logits + weights.clamp_min(1e-12).log(), dim=1)
+    target = positive / positive.sum(1, keepdim=True)
+    # 0·log 0 = 0: only the positives contribute.
+    terms = torch.where(positive, target * (target.clamp_min(1e-12).log() - log_p), 0.0)
+    return terms.sum(1).mean()

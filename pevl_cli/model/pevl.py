@@ -1,0 +1,422 @@
+"""The whole model: encoders with adapters, refinement, similarities, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
+from pevl_cli.model.config import ModelConfig, Similarity
+from pevl_cli.model.losses import nt_xent, semantic_guided_loss
+from pevl_cli.model.sgmc import fine_similarity
+from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N clips. Either part may be None: the model then works with the other alone."""
+
+    frames: Tensor | None  # (N, T, 3, H, W) uint8 RGB, or float in [0, 1]
+    joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the crop, and 1 = visible
+    has_video: Tensor | None = None  # (N,) bool; None = all
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
+
+
+@dataclass(frozen=True)
+class Texts:
+    """C encoded label texts, unit length."""
+
+    sentences: Tensor  # (C, e)
+    words: Tensor  # (C, L, e)
+    word_mask: Tensor  # (C, L) bool
+
+    def __getitem__(self, index: Tensor) -> Texts:
+        return Texts(self.sentences[index], self.words[index], self.word_mask[index])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoders say of N clips, in the joint space, unit length."""
+
+    video: Tensor | None  # V (N, e), after P2V
+    pose: Tensor | None  # P (N, e), after V2P
+    frames: Tensor | None  # F (N, S, e)
+    seen: Tensor | None  # (N, S) bool
+    has_video: Tensor | None  # (N,) bool
+    joined: Tensor | None  # (N, e), of the "concat" similarity
+    video_before: Tensor | None  # z_v and z_p, before refinement
+    pose_before: Tensor | None
+
+
+class PoseEmbedding(nn.Module):
+    """Joints to tokens: (N, S, J, 3) -> (N, S, 1 + J, d). A linear map of each joint, a learned
+    joint and time embedding, and a class token a frame.
+
+    ``pose_features="body"`` adds to each joint what a small model cannot learn from a few hundred
+    clips: where all other joints are relative to it, and where it moves to.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.body = config.pose_features == "body"
+        width, joints = config.width, config.joints
+        size = 3 + (2 + 2 * joints + 4 if self.body else 0)
+        self.joint = nn.Linear(size, width)
+        scale = width**-0.5
+        self.joint_embedding = nn.Parameter(scale * torch.randn(joints + 1, width))
+        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, joints: Tensor) -> Tensor:
+        visible = joints[..., 2:]
+        # What an unseen joint's coordinates happen to hold must not matter.
+        x = torch.cat([joints[..., :2] * visible, visible], -1)
+        tokens = self.joint(torch.cat([x, _body_features(joints)], -1) if self.body else x)
+        frame = torch.zeros_like(tokens[:, :, :1])
+        tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
+        tokens = tokens + self.time_embedding[: tokens.shape[1], None]
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+def _body_features(joints: Tensor) -> Tensor:
+    """(N, S, J, 3) -> (N, S, J, 2 + 2J + 4) in units of the body's size over the clip.
+
+    Place relative to the body's centre; offsets to every other joint; steps over 1 and 3 frames.
+    Zero wherever a joint it needs is not visible.
+    """
+    point, visible = joints[..., :2], joints[..., 2:]
+    count = visible.sum(2, keepdim=True).clamp_min(1)
+    centre = (point * visible).sum(2, keepdim=True) / count
+    away = (point - centre) * visible
+    spread = away.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
+    someone = visible.amax((-1, -2))
+    size = (spread * someone).sum(1) / someone.sum(1).clamp_min(1)
+    size = size.clamp_min(0.02)[:, None, None, None]
+    offsets = (
+        (point[:, :, None] - point[:, :, :, None]) * visible[:, :, None] * visible[..., None, :]
+    )
+    steps = []
+    for lag in (1, 3):
+        step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
+        steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
+    return torch.cat([away / size, offsets.flatten(-2) / size, *(s / size for s in steps)], -1)
+
+
+class PeVL(nn.Module):
+    """Pose-enhanced vision-language model. Source: PeVL, Sec. 3; `config` switches its parts."""
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, quarter = config.width, config.width // 4
+        self.visual = VisualTower(config)  # its blocks serve video and pose (Sec. 4.1)
+        if config.text:
+            self.text: TextTower | None = TextTower(config)
+            bottleneck = config.text_width // 2
+            self.text_adapters = _adapters(
+                config.text_layers if config.text_adapters else 0,
+                ("attention", "mlp"),
+                config.text_width,
+                bottleneck,
+            )
+        else:
+            self.text = None
+            self.class_vectors = nn.Parameter(torch.randn(config.classes, config.embed_dim))
+        if config.video:
+            kinds = ("attention", "mlp", *(("time",) if config.video_temporal else ()))
+            self.video_adapters = _adapters(
+                config.layers if config.video_adapters else 0, kinds, width, quarter
+            )
+            if config.video_temporal:
+                self.video_time = nn.Parameter(torch.zeros(config.video_frames, width))
+        if config.pose:
+            self.pose_embedding = PoseEmbedding(config)
+            self.pose_adapters = _adapters(
+                config.layers if config.pose_adapters else 0,
+                ("time", "attention", "mlp"),
+                width,
+                quarter,
+            )
+        both = config.video and config.pose
+        if both and config.p2v:
+            places = sorted({*config.p2v_layers, config.layers - 1})
+            self.p2v = nn.ModuleDict({str(i): PoseGuidedVideo(width, config.heads) for i in places})
+        if both and config.v2p:
+            self.v2p = VideoEnrichedPose(width, config.heads)
+        if "concat" in config.used_similarities:
+            self.join = nn.Linear(2 * config.embed_dim, config.embed_dim)
+        # Logarithms of 1/τ, as CLIP has it: for the contrast with texts and for Eq. (3).
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
+        if config.frozen_base:
+            self.visual.requires_grad_(False)
+            if self.text is not None:
+                self.text.requires_grad_(False)
+
+    @property
+    def temperature(self) -> Tensor:
+        return 1 / self.logit_scale.clamp(max=4.6052).exp()
+
+    def cast(self, dtype: torch.dtype) -> PeVL:
+        """Half precision for the towers; coordinates and temperatures stay in float32."""
+        self.to(dtype)
+        if self.config.pose:
+            self.pose_embedding.float()
+        self.logit_scale.data = self.logit_scale.data.float()
+        self.image_mean, self.image_std = self.image_mean.float(), self.image_std.float()
+        return self
+
+    # -- encoders ---------------------------------------------------------------------------
+
+    def encode_text(self, prompts: Sequence[str]) -> Texts:
+        """Prompts -> sentences and words; with ``text=False`` the classes' learned vectors."""
+        if self.text is None:
+            vectors = F.normalize(self.class_vectors, dim=-1)
+            nothing = vectors.new_zeros(len(vectors), 1, dtype=torch.bool)
+            return Texts(vectors, vectors[:, None], nothing)
+        ids = tokenise(prompts, self.config).to(self.class_device)
+        sentences, words, mask = self.text(ids, _pairs(self.text_adapters, self.config.text_layers))
+        return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
+
+    @property
+    def class_device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Frames (N, T, 3, H, W), uint8 or [0, 1] -> class token and patches, (N, T, 1 + P, d)."""
+        tokens, _ = self._encode(frames, None)
+        assert tokens is not None
+        return tokens
+
+    def encode(self, batch: Batch) -> Features:
+        """Both streams with their refinements, into the joint space. Sec. 3.1 and 3.2."""
+        config = self.config
+        frames = batch.frames if config.video else None
+        joints = batch.joints if config.pose else None
+        video, pose = self._encode(frames, joints)
+        if video is None and pose is None:
+            raise ValueError(f"the batch has neither of what model '{config.name}' takes")
+        video_before = pose_before = None
+        refined_video, refined_pose = video, pose
+        seen = None if joints is None else joints[..., 2].amax(-1) > 0
+        if video is not None and pose is not None:
+            video_before = self.visual.project(video[:, :, 0])
+            pose_before = self.visual.project(pose[:, :, 0])
+            if config.p2v:
+                refined_video = self.p2v[str(config.layers - 1)](video, self._body_mask)
+            if config.v2p:
+                refined_pose = self._enrich(pose, video, batch.has_video)
+        v = p = f = joined = None
+        if refined_video is not None:
+            v = F.normalize(self.visual.project(refined_video[:, :, 0]).mean(1), dim=-1)
+        if refined_pose is not None and seen is not None:
+            per_frame = self.visual.project(refined_pose[:, :, 0])
+            f = F.normalize(per_frame, dim=-1)
+            p = F.normalize(_masked_mean(per_frame, seen), dim=-1)
+        if v is not None and p is not None and "concat" in config.used_similarities:
+            joined = F.normalize(self.join(torch.cat([v, p], -1)), dim=-1)
+        return Features(
+            video=v,
+            pose=p,
+            frames=f,
+            seen=seen,
+            has_video=batch.has_video if v is not None else None,
+            joined=joined,
+            video_before=None if video_before is None else video_before.mean(1),
+            pose_before=None
+            if pose_before is None or seen is None
+            else _masked_mean(pose_before, seen),
+        )
+
+    def _encode(
+        self, frames: Tensor | None, joints: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of both streams after the shared blocks. Sets the body mask of Eq. (1)."""
+        config = self.config
+        blocks = self.visual.transformer.blocks
+        pose = None
+        if joints is not None:
+            joints = joints.to(self.pose_embedding.joint.weight.dtype)
+            pose = self.pose_embedding(joints).to(self.visual.proj.dtype)
+            for i, (block, adapters) in enumerate(
+                zip(blocks, _pairs(self.pose_adapters, config.layers), strict=True)
+            ):
+                pose = self._pose_block(block, adapters, pose, joints, i == config.layers - 1)
+        if frames is None:
+            return None, pose
+        n, t = frames.shape[:2]
+        x = self.visual.embed(self._normalise(frames))
+        for i, (block, adapters) in enumerate(
+            zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
+        ):
+            if config.video_temporal:
+                x = self._over_time(block, adapters, x, n, first=i == 0)
+            x = block(x, adapters)
+            if i in config.p2v_layers and i < config.layers - 1 and pose is not None and config.p2v:
+                x = rearrange(x, "(n t) p d -> n t p d", n=n)
+                x = rearrange(self.p2v[str(i)](x, self._body_mask), "n t p d -> (n t) p d")
+        return rearrange(x, "(n t) p d -> n t p d", n=n, t=t), pose
+
+    def _normalise(self, frames: Tensor) -> Tensor:
+        dtype = self.visual.proj.dtype
+        x = frames.to(torch.float32) / 255 if frames.dtype == torch.uint8 else frames.float()
+        return ((x - self.image_mean[:, None, None]) / self.image_std[:, None, None]).to(dtype)
+
+    def _over_time(
+        self, block: Block, adapters: nn.ModuleDict | None, x: Tensor, n: int, first: bool
+    ) -> Tensor:
+        """AIM's third adapter: each patch attends over the frames, through the same weights."""
+        if first:
+            x = x + repeat(self.video_time, "t d -> (n t) 1 d", n=n)
+        series = rearrange(x, "(n t) p d -> (n p) t d", n=n)
+        attended = rearrange(block.attend(series), "(n p) t d -> (n t) p d", n=n)
+        # Without the attention itself: so that the branch starts as CLIP, which has no time.
+        return x if adapters is None else x + adapters["time"](attended)
+
+    def _pose_block(
+        self,
+        block: Block,
+        adapters: nn.ModuleDict | None,
+        x: Tensor,
+        joints: Tensor,
+        last: bool,
+    ) -> Tensor:
+        """Each token over the frames, then the tokens of each frame, then the MLP: (N, S, G, d)."""
+        n, s = x.shape[:2]
+        series = rearrange(x, "n s g d -> (n g) s d")
+        attended = rearrange(block.attend(series), "(n g) s d -> n s g d", n=n)
+        x = x + attended if adapters is None else x + attended + adapters["time"](attended)
+        flat = rearrange(x, "n s g d -> (n s) g d")
+        if last:
+            self._body_mask = self._weigh_body(block, flat, joints)
+        return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s)
+
+    def _weigh_body(self, block: Block, flat: Tensor, joints: Tensor) -> Tensor:
+        """M at the video's frames: (N, T, P), from the class token's attention to the joints."""
+        attention = rearrange(
+            block.class_attention(flat)[:, 1:], "(n s) j -> n s j", s=joints.shape[1]
+        )
+        visible = joints[..., 2]
+        middle = slice(1, None, 3)  # 16 of 48: the middle ones of 16 triples
+        grid = (self.config.grid, self.config.grid)
+        # In float32: half precision would move joints across patch borders.
+        weights = (attention.float() * visible)[:, middle]
+        return patch_weights(joints[:, middle, :, :2], weights, grid).to(attention.dtype)
+
+    def _enrich(self, pose: Tensor, video: Tensor, has_video: Tensor | None) -> Tensor:
+        """V2P at the 16 indexed frames, put back among the 48. Sec. 3.2.2."""
+        indexed = self.v2p(pose[:, 1::3], video)
+        if has_video is not None:
+            indexed = torch.where(has_video[:, None, None, None], indexed, pose[:, 1::3])
+        triples = torch.stack([pose[:, 0::3], indexed, pose[:, 2::3]], 2)
+        return rearrange(triples, "n t three g d -> n (t three) g d")
+
+    # -- matching -----------------------------------------------------------------------------
+
+    def similarities(self, features: Features, texts: Texts) -> dict[Similarity, Tensor]:
+        """Each similarity in use, (N, C), cosines."""
+        found: dict[Similarity, Tensor] = {}
+        for kind in self.config.used_similarities:
+            if kind == "vs" and features.video is not None:
+                found[kind] = features.video @ texts.sentences.T
+            elif kind == "ps" and features.pose is not None:
+                found[kind] = features.pose @ texts.sentences.T
+            elif kind == "concat" and features.joined is not None:
+                found[kind] = features.joined @ texts.sentences.T
+            elif kind == "fw" and features.frames is not None:
+                found[kind] = fine_similarity(
+                    features.frames,
+                    texts.words,
+                    features.seen,
+                    texts.word_mask,
+                    self.config.fine_temperature,
+                )
+        return {kind: value.float() for kind, value in found.items()}
+
+    def combine(self, similarities: dict[Similarity, Tensor], features: Features) -> Tensor:
+        """S of Eq. (4): the mean of the similarities that say something of each clip, (N, C).
+
+        A clip in which nobody is seen is judged by its video alone, one without video by its pose.
+        """
+        total: Tensor | None = None
+        count: Tensor | None = None
+        for kind, value in similarities.items():
+            use = torch.ones(len(value), 1, device=value.device)
+            if kind in {"ps", "fw"} and features.seen is not None and "vs" in similarities:
+                use = features.seen.any(1)[:, None].to(use)
+            if kind == "vs" and features.has_video is not None:
+                use = features.has_video[:, None].to(use)
+            total = value * use if total is None else total + value * use
+            count = use if count is None else count + use
+        if total is None or count is None:
+            raise ValueError("the batch has none of the modalities that the similarities need")
+        return total / count.clamp_min(1)
+
+    def forward(self, batch: Batch, texts: Texts) -> Tensor:
+        """Similarity S of every clip with every text, (N, C)."""
+        features = self.encode(batch)
+        return self.combine(self.similarities(features, texts), features)
+
+    def loss(self, batch: Batch, texts: Texts, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """L_t + λ·L_R, and S (N, C) of every clip with every text, detached; labels (N,) into C.
+
+        Source: PeVL Eq. (3) to (6), Sec. 3.4.
+        """
+        config = self.config
+        features = self.encode(batch)
+        parts = self.similarities(features, texts)
+        combined = self.combine(parts, features)
+        similar = texts.sentences @ texts.sentences.T
+        if not config.semantic_loss:
+            similar = torch.zeros_like(similar)  # all texts equally far: vanilla contrast
+        similar = similar.float()[labels][:, labels].detach()
+        temperature = self.temperature
+
+        def contrast(matrix: Tensor) -> Tensor:
+            return semantic_guided_loss(matrix[:, labels], similar, labels, temperature)
+
+        total = contrast(combined)
+        if config.branch_loss_weight:
+            for part in parts.values():
+                total = total + config.branch_loss_weight * contrast(part)
+        if config.refinement_loss:
+            scale = 1 / self.refinement_scale.clamp(max=4.6052).exp()
+            for before, after in (
+                (features.video_before, features.video),
+                (features.pose_before, features.pose),
+            ):
+                if before is not None and after is not None:
+                    refined = nt_xent(before.float(), after.float(), scale)
+                    total = total + config.refinement_weight * refined
+        return total, combined.detach()
+
+
+def _adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.ModuleDict({kind: Adapter(width, bottleneck) for kind in kinds}) for _ in range(layers)
+    )
+
+
+def _pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
+    """One entry a layer; None where adapters are switched off."""
+    return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
+
+
+def _masked_mean(values: Tensor, use: Tensor) -> Tensor:
+    """Mean over frames in use, (N, S, e) -> (N, e); of all frames when none is."""
+    use = use | ~use.any(1, keepdim=True)
+    return (values * use[..., None]).sum(1) / use.sum(1, keepdim=True)

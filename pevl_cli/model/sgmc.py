@@ -1,0 +1,46 @@
+"""Matching frames with words: the sub-action side of the SGMC module (Sec. 3.3.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fine_similarity(
+    frames: Tensor,
+    words: Tensor,
+    frame_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
+    temperature: float = 0.01,
+) -> Tensor:
+    """S_FW: how well the frames of each clip and the words of each text fit, in [-1, 1].
+
+    frames (N, S, e), words (C, L, e), masks (N, S) and (C, L) with True = use -> (N, C).
+    0 for a clip without any frame, or a text without any word, to use.
+
+    Source: PeVL Sec. 3.3.1, "attention operations on the matrix twice" as in X-CLIP (Ma et al.
+    2022). Differs: padded words and unseen frames are masked; the learned square matrices, which
+    start as the identity, are left out, as the number of words is free.
+    """
+    clips, frame_count, _ = frames.shape
+    texts, word_count, _ = words.shape
+    if frame_mask is None:
+        frame_mask = frames.new_ones(clips, frame_count, dtype=torch.bool)
+    if word_mask is None:
+        word_mask = words.new_ones(texts, word_count, dtype=torch.bool)
+    matrix = torch.einsum("nse,cle->ncsl", F.normalize(frames, dim=-1), F.normalize(words, dim=-1))
+    use_f = frame_mask[:, None, :, None].expand(matrix.shape)
+    use_w = word_mask[None, :, None, :].expand(matrix.shape)
+    per_frame = _attend(matrix, use_w, -1, temperature)  # (N, C, S)
+    per_word = _attend(matrix, use_f, -2, temperature)  # (N, C, L)
+    over_frames = _attend(per_frame, use_f[..., 0], -1, temperature)
+    over_words = _attend(per_word, use_w[..., 0, :], -1, temperature)
+    return (over_frames + over_words) / 2
+
+
+def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor:
+    """Mean of values along dim, weighted by their own softmax; 0 where none may be used."""
+    logits = (values / temperature).masked_fill(~use, torch.finfo(values.dtype).min)
+    weights = logits.softmax(dim).masked_fill(~use, 0)
+    return (weights * values).sum(dim)

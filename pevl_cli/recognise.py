@@ -1,0 +1,268 @@
+"""The way from a video to names: what `pevl classify` does, as a library.
+
+from pevl_cli import recognise
+answer = recognise.load("pevl-mini").classify("clip.mp4", "my_labels.txt")
+print(answer.predictions[0].label)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.evaluate import similarities
+from pevl_cli.labels import LabelSet, read_labels
+from pevl_cli.model import checkpoint
+from pevl_cli.model.clip import load_clip
+from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.pevl import PeVL, Texts
+from pevl_cli.pose import PoseDetector
+from pevl_cli.samples import Sample, read_sample
+
+DEFAULT_CHECKPOINT = "pevl-mini"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    score: float  # softmax over all labels, in [0, 1]
+    similarity: float  # S of Eq. (4), in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Person:
+    """The actor: in how many of the sampled frames he or she was found, and where, in pixels."""
+
+    frames_seen: int
+    frames: int
+    box: list[float] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    video: str
+    start_s: float
+    end_s: float
+    predictions: list[Prediction]  # best first
+    person: Person | None  # None: nobody was looked for
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON record of `pevl classify`."""
+        return asdict(self)
+
+
+class Recogniser:
+    """A loaded model with its pose detector, ready for many videos."""
+
+    def __init__(
+        self,
+        model: PeVL,
+        labels: LabelSet | None,
+        key: str,
+        detector: PoseDetector | None,
+        device: str = "cpu",
+        precision: str = "auto",
+    ) -> None:
+        self.device = device
+        self.precision = choose_precision(precision, device, model.config)
+        self.model = model.cast(PRECISIONS[self.precision]).to(device).eval()
+        self.labels, self.detector = labels, detector
+        self._key = key
+        self._texts: tuple[LabelSet, Texts] | None = None
+
+    def classify(
+        self,
+        video: str | Path,
+        labels: LabelSet | str | Path | Sequence[str] | None = None,
+        top_k: int = 5,
+        views: int = 1,
+        start_s: float | None = None,
+        end_s: float | None = None,
+    ) -> Answer:
+        """Name the action in a video, or in its part from start_s to end_s.
+
+        ``labels``: a label set, a file or bundled name, a list of names, or None for the
+        checkpoint's own. ``views=3`` averages three cut-outs. PevlError says why when it cannot.
+        """
+        label_set = self._label_set(labels)
+        texts = self.encode(label_set)
+        sample = self.read(video, start_s, end_s)
+        similarity = similarities(self.model, [sample], texts, views)[0]
+        scores = (similarity / self.model.temperature.detach().float().cpu()).softmax(0)
+        order = similarity.argsort(descending=True)[: top_k or None].tolist()
+        person = None
+        if self.detector is not None and self.model.config.pose:
+            person = Person(sample.seen, self.model.config.pose_frames, sample.box)
+        return Answer(
+            video=str(video),
+            start_s=sample.start_s,
+            end_s=sample.end_s,
+            predictions=[
+                Prediction(label_set.names[i], float(scores[i]), float(similarity[i]))
+                for i in order
+            ],
+            person=person,
+            warnings=list(sample.warnings),
+        )
+
+    def read(
+        self, video: str | Path, start_s: float | None = None, end_s: float | None = None
+    ) -> Sample:
+        """Decode, find the actor and cut out: all that comes before the model."""
+        sample = read_sample(video, self.model.config, self.detector, start_s, end_s)
+        if not self.model.config.video and not sample.seen:
+            raise PevlError(f"{video}: nobody was found in it, and this model looks at poses only.")
+        return sample
+
+    @torch.inference_mode()
+    def encode(self, labels: LabelSet) -> Texts:
+        """Encoded label texts: from memory, from disk, or encoded now and kept in both."""
+        if self._texts is not None and self._texts[0] == labels:
+            return self._texts[1]
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self._key, self.precision, *labels.prompts):
+            digest.update(part.encode() + b"\0")
+        file = cache_folder("texts") / f"{digest.hexdigest()}.safetensors"
+        texts = _read_texts(file)
+        if texts is None:
+            texts = self.model.encode_text(labels.prompts)
+            if len(texts.sentences) != len(labels):
+                raise PevlError(
+                    f"this checkpoint was trained without texts for {len(texts.sentences)} fixed "
+                    f"classes, and cannot take {len(labels)} other labels."
+                )
+            with write_aside(file) as temporary:
+                stored = {k: v.contiguous().cpu() for k, v in vars(texts).items()}
+                save_file(stored, temporary)
+        texts = Texts(**{k: v.to(self.device) for k, v in vars(texts).items()})
+        self._texts = (labels, texts)
+        return texts
+
+    def _label_set(self, labels: LabelSet | str | Path | Sequence[str] | None) -> LabelSet:
+        if labels is None:
+            if self.labels is None:
+                raise UsageError("plain CLIP has no labels of its own: name some with --labels.")
+            return self.labels
+        if isinstance(labels, LabelSet):
+            chosen = labels
+        elif isinstance(labels, str | Path):
+            chosen = read_labels(labels)
+        else:
+            chosen = LabelSet(tuple(labels), tuple(labels))
+        if self.labels is None:
+            return chosen
+        # A label the checkpoint was trained on keeps the text it was trained with.
+        known = dict(zip(self.labels.names, self.labels.texts, strict=True))
+        if set(chosen.names) <= known.keys() and chosen.texts == chosen.names:
+            texts = tuple(known[name] for name in chosen.names)
+            return replace(chosen, texts=texts, prompt=self.labels.prompt)
+        return chosen
+
+
+def _read_texts(file: Path) -> Texts | None:
+    if not file.exists():
+        return None
+    try:
+        return Texts(**load_file(file))
+    except (SafetensorError, OSError, TypeError):
+        return None  # damaged: made again
+
+
+def load(
+    checkpoint_name: str | Path | None = None,
+    clip: str | None = None,
+    pose_weights: str | Path | None = None,
+    use_pose: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Recogniser:
+    """A recogniser from a checkpoint folder or a bundled name; or plain CLIP, zero-shot.
+
+    ``clip`` alone (NAME:TAG of open_clip, or a file) gives plain CLIP without pose; together with
+    a checkpoint it says where that checkpoint's CLIP weights are.
+    """
+    device = choose_device(device)
+    if clip is not None and checkpoint_name is None:
+        name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
+        state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
+        model = PeVL(config)
+        model.load_state_dict(state, strict=False)  # the rest is temperatures, at CLIP's value
+        model.logit_scale.data.fill_(4.6052)
+        return Recogniser(model, None, digest, None, device, precision)
+    folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
+    facts = checkpoint.read_facts(folder)
+    needed = facts.model.pose or facts.model.crop == "actor"
+    detector = PoseDetector(pose_weights, device=device) if use_pose and needed else None
+    model, facts = checkpoint.load(folder, clip)
+    key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
+    return Recogniser(model, facts.label_set, key, detector, device, precision)
+
+
+def plain_clip(config: ModelConfig) -> ModelConfig:
+    """CLIP itself: no adapters, no pose, the whole picture."""
+    return config.model_copy(
+        update={
+            "pose": False,
+            "crop": "full",
+            "video_adapters": False,
+            "text_adapters": False,
+            "similarities": ("vs",),
+        }
+    )
+
+
+def choose_device(name: str) -> str:
+    """The name of a device; "auto" is the first GPU, else Apple's, else the CPU.
+
+    UsageError for one that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name}: not available here; use auto, cpu, or a GPU this torch can use."
+        ) from error
+    return name
+
+
+def choose_precision(name: str, device: str, config: ModelConfig) -> str:
+    """ "auto": half precision for CLIP's towers where the hardware computes in it, else float32.
+
+    bfloat16 without processor instructions is slower than float32, and a small model gains
+    nothing.
+    """
+    if name != "auto":
+        if name not in PRECISIONS:
+            raise UsageError(f"--precision {name}: use auto, {', '.join(PRECISIONS)}.")
+        if name == "fp16" and device == "cpu":
+            raise UsageError("--precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+        return name
+    if not config.frozen_base:
+        return "fp32"
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bf16" if _has_bf16_instructions() else "fp32"
+    return "fp32"
+
+
+def _has_bf16_instructions() -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability != "AVX512":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,134 @@
+"""Answers and poses as text that other programs read: JSON and CSV, and pictures with joints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from pevl_cli.cache import write_aside
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.pose import Actor, draw
+from pevl_cli.recognise import Answer
+from pevl_cli.video import Timeline, iter_frames
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+FILM_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi"}
+STRIP_FRAMES = 6
+
+
+def answers_json(answers: Sequence[Answer]) -> str:
+    return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
+
+
+def answers_csv(answers: Sequence[Answer]) -> str:
+    """One line a prediction: the ranks of a video stand below each other."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["video", "start_s", "end_s", "rank", "label", "score", "similarity", "warnings"]
+    )
+    for a in answers:
+        for rank, p in enumerate(a.predictions, 1):
+            span = [f"{a.start_s:.3f}", f"{a.end_s:.3f}"]
+            values = [f"{p.score:.6f}", f"{p.similarity:.6f}", "; ".join(a.warnings)]
+            writer.writerow([a.video, *span, rank, p.label, *values])
+    return out.getvalue()
+
+
+def pose_record(
+    video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
+) -> dict[str, Any]:
+    """What the model sees of one video; ``places`` (T,) into the distinct frames ``indices``."""
+    frames = []
+    for u in places.tolist():
+        joints = actor.joints[u]
+        frames.append(
+            {
+                "index": int(indices[u]),
+                "time_s": round(float(timeline.times_s[indices[u]]), 4),
+                "joints": [[round(float(v), 3) for v in joint] for joint in joints]
+                if actor.seen[u]
+                else None,
+                "bridged": bool(actor.bridged[u]),
+            }
+        )
+    return {
+        "video": video,
+        "layout": actor.layout,
+        "width": timeline.width,
+        "height": timeline.height,
+        "frames": frames,
+    }
+
+
+def check_drawing(path: Path) -> None:
+    """UsageError unless the name's ending says what to draw."""
+    if path.suffix.lower() not in PICTURE_SUFFIXES | FILM_SUFFIXES:
+        known = ", ".join(sorted(FILM_SUFFIXES | PICTURE_SUFFIXES))
+        raise UsageError(f"--draw {path}: the name must end in one of {known}.")
+
+
+def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray) -> None:
+    """Write a video, or a filmstrip of six frames, with the skeleton on it."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        chosen = np.unique(np.linspace(0, len(indices) - 1, STRIP_FRAMES).round().astype(int))
+        tiles = [_tile(f) for f in _drawn(timeline, actor, indices, chosen)]
+        if not tiles:
+            raise PevlError(f"{timeline.path}: none of its frames can be decoded.")
+        ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
+        if not ok:
+            raise PevlError(f"{path}: the picture could not be encoded.")
+        with write_aside(path) as temporary:
+            temporary.write_bytes(data.tobytes())
+        return
+    frames = _drawn(timeline, actor, indices, np.arange(len(indices)))
+    with write_aside(path) as temporary:
+        named = temporary.with_suffix(path.suffix)  # the writer goes by the ending
+        try:
+            _write_film(named, frames, timeline.times_s[indices])
+            named.replace(temporary)
+        except av.FFmpegError as error:
+            raise PevlError(f"{path}: the video could not be written ({error}).") from error
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _drawn(timeline: Timeline, actor: Actor, indices: np.ndarray, chosen: np.ndarray) -> Any:
+    place = {int(indices[u]): int(u) for u in chosen}
+    for index, frame in iter_frames(timeline, sorted(place)):
+        u = place[index]
+        if actor.seen[u]:
+            joints = actor.joints[u].copy()
+            joints[:, :2] *= frame.shape[1] / timeline.width
+            draw(frame, joints, actor.layout)
+        yield frame
+
+
+def _tile(frame: np.ndarray, height: int = 360) -> np.ndarray:
+    width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _write_film(path: Path, frames: Any, times_s: np.ndarray) -> None:
+    """H.264 with the frames' own times."""
+    with av.open(str(path), "w") as container:
+        span = float(times_s[-1] - times_s[0])
+        rate = round((len(times_s) - 1) / span) if span > 0 else 25
+        stream = container.add_stream("libx264", rate=max(rate, 1))
+        stream.pix_fmt = "yuv420p"
+        for i, frame in enumerate(frames):
+            even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+            if i == 0:
+                stream.height, stream.width = even.shape[:2]
+            picture = av.VideoFrame.from_ndarray(even, format="rgb24")
+            picture.pts = i
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))

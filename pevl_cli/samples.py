@@ -1,0 +1,264 @@
+"""From a clip and its actor to what the model takes: a cut-out, joints in it, and their variations.
+
+One decoding serves both streams: joints come from all 48 sampled frames, pictures from the middle
+ones of 16 triples (the paper's "downsample the pose to the video's index"). Every geometric change
+moves pictures and joints by the same matrix.
+
+Shapes: T video frames, S pose frames, J joints; see `pevl_cli/model/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.pevl import Batch
+from pevl_cli.pose import LAYOUTS, Actor, PoseDetector
+from pevl_cli.video import Clip, sample_clip
+
+# A joint the detector is less sure of than this counts as not visible.
+VISIBLE_SCORE = 0.3
+# The model sees the actor's box, over the whole clip, enlarged this much ...
+VIEW_MARGIN = 1.25
+# ... and more than that is kept, for shifted views and for turned and scaled variations.
+KEPT_MARGIN = 1.6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip, decoded, with the actor found, cut out and scaled; not yet a tensor."""
+
+    path: Path
+    frames: np.ndarray  # (T, h, w, 3) uint8 RGB, the kept region
+    joints: np.ndarray  # (S, J, 3) float32: x, y in pixels of the kept region, score
+    side_px: float  # side of the square that the model sees, in pixels of the kept region
+    start_s: float
+    end_s: float
+    seen: int  # of the S pose frames
+    people: int
+    box: list[float] | None  # px of the upright picture
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random variations of a training clip; strengths are the largest changes drawn."""
+
+    mirror: bool = True
+    scale: float = 0.2
+    turn_deg: float = 12.0
+    shift: float = 0.08  # of the view's side
+    shortest: float = 0.7  # part of the clip's time that is kept at least
+    brightness: float = 0.3
+    contrast: float = 0.3
+    colour: float = 0.3
+    grey: float = 0.1  # probability
+    erase: float = 0.3  # probability of a blank rectangle
+    joint_noise: float = 0.008  # standard deviation, of the view's side
+    joint_loss: float = 0.05  # probability, each joint and frame
+    stream_loss: float = 0.1  # probability of losing the video, and of losing the pose
+
+
+def read_sample(
+    path: str | Path,
+    config: ModelConfig,
+    detector: PoseDetector | None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> Sample:
+    """Decode a clip, find its actor and cut out what the model sees.
+
+    Without a detector, or where nobody is found, the whole picture is kept and the joints are
+    all invisible. PevlError as `sample_clip` and the detector raise it.
+    """
+    clip = sample_clip(path, config.pose_frames, start_s, end_s)
+    actor = detector.actor(clip) if detector is not None else None
+    return make_sample(clip, actor, config)
+
+
+def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
+    """Cut the region to keep out of a clip, scaled so that a view is ``image_size`` pixels."""
+    height, width = clip.frames.shape[1:3]
+    shrunk = width / clip.width
+    warnings = list(clip.warnings)
+    joints = np.zeros((config.pose_frames, config.joints, 3), np.float32)
+    box = None
+    seen = 0
+    if actor is not None:
+        box = actor.box
+        joints = actor.joints[clip.frame_of].copy()
+        joints[..., :2] *= shrunk
+        seen = int(actor.seen[clip.frame_of].sum())
+        if box is None:
+            warnings.append("nobody was found: the answer comes from the picture alone")
+        elif actor.people > 1:
+            warnings.append(
+                f"{actor.people} people at once: followed the one in box "
+                f"{[round(v) for v in box]} for {seen} of {config.pose_frames} frames"
+            )
+    if config.crop == "actor" and box is not None:
+        x1, y1, x2, y2 = (v * shrunk for v in box)
+        side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
+        centre = (x1 + x2) / 2, (y1 + y2) / 2
+        kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
+    else:  # the paper's: the picture's short side, a little shortened as in CLIP's 256 to 224
+        side = min(width, height) * 0.875
+        centre = width / 2, height / 2
+        kept_w, kept_h = float(width), float(height)
+    scale = config.image_size / side
+    move = np.array(
+        [
+            [scale, 0, (kept_w / 2 - centre[0]) * scale],
+            [0, scale, (kept_h / 2 - centre[1]) * scale],
+        ],
+        np.float32,
+    )
+    size = (max(round(kept_w * scale), 1), max(round(kept_h * scale), 1))
+    indexed = clip.frame_of[1::3]  # the middle ones of the triples
+    # A large picture is blurred first, as a shrinking warp skips pixels.
+    frames = np.stack([_warp(_shrink(clip.frames[i], scale), move, size, scale) for i in indexed])
+    joints[..., :2] = joints[..., :2] * scale + move[:, 2]
+    return Sample(
+        path=clip.path,
+        frames=frames,
+        joints=joints,
+        side_px=float(config.image_size),
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        seen=seen,
+        people=actor.people if actor is not None else 0,
+        box=box,
+        warnings=tuple(warnings),
+    )
+
+
+def _shrink(frame: np.ndarray, scale: float) -> np.ndarray:
+    factor = max(1, int(1 / scale))
+    if factor == 1:
+        return frame
+    height, width = frame.shape[:2]
+    return cv2.resize(frame, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+
+
+def _warp(frame: np.ndarray, move: np.ndarray, size: tuple[int, int], scale: float) -> np.ndarray:
+    """Apply a matrix meant for the unshrunk frame to a frame shrunk by a whole factor."""
+    factor = max(1, int(1 / scale))
+    matrix = move.copy()
+    matrix[:, :2] *= factor
+    out: np.ndarray = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_LINEAR)
+    return out
+
+
+def view(sample: Sample, config: ModelConfig, place: int = 0, mirrored: bool = False) -> Batch:
+    """One still view as a batch of one: place 0 the middle, 1 and 2 to either side of it."""
+    height, width = sample.frames.shape[1:3]
+    free = np.array([width, height], np.float32) - sample.side_px
+    shift = np.where(free == free.max(), free / 2, 0) * (0, -1, 1)[place]
+    return _cut(sample, config, shift, 1.0, 0.0, mirrored)
+
+
+def vary(
+    sample: Sample, config: ModelConfig, augmentation: Augmentation, rng: np.random.Generator
+) -> Batch:
+    """One random variation as a batch of one, for training."""
+    a = augmentation
+    shift = rng.uniform(-a.shift, a.shift, 2) * sample.side_px
+    scale = np.exp(rng.uniform(-a.scale, a.scale))
+    turn = rng.uniform(-a.turn_deg, a.turn_deg)
+    times = _time_map(rng, len(sample.joints), a.shortest)
+    mirrored = a.mirror and rng.random() < 0.5
+    batch = _cut(sample, config, shift, scale, turn, mirrored, times)
+    assert batch.frames is not None and batch.joints is not None
+    frames = _recolour(batch.frames, a, rng)
+    joints = batch.joints
+    noise = torch.from_numpy(rng.normal(0, a.joint_noise, (*joints.shape[:-1], 2))).float()
+    lost = torch.from_numpy(rng.random(joints.shape[:-1]) < a.joint_loss)
+    visible = joints[..., 2] * ~lost
+    joints = torch.cat([joints[..., :2] + noise, visible[..., None]], -1)
+    drawn = rng.random()
+    if drawn < a.stream_loss and (joints[..., 2] > 0).any():
+        return Batch(torch.zeros_like(frames), joints, torch.tensor([False]))
+    if drawn > 1 - a.stream_loss:
+        joints = joints * torch.tensor([1.0, 1.0, 0.0])
+    return Batch(frames, joints, torch.tensor([True]))
+
+
+def collate(batches: list[Batch]) -> Batch:
+    """Batches of one into one batch."""
+    known = [b.has_video for b in batches]
+    return Batch(
+        torch.cat([b.frames for b in batches if b.frames is not None]),
+        torch.cat([b.joints for b in batches if b.joints is not None]),
+        torch.cat([k for k in known if k is not None]) if known[0] is not None else None,
+    )
+
+
+def _time_map(rng: np.random.Generator, count: int, shortest: float) -> np.ndarray:
+    """Which of the pose frames to show at each place: a random part of the clip, stretched."""
+    length = rng.uniform(shortest, 1) * (count - 1)
+    first = rng.uniform(0, count - 1 - length)
+    return np.round(np.linspace(first, first + length, count)).astype(int)
+
+
+def _cut(
+    sample: Sample,
+    config: ModelConfig,
+    shift: np.ndarray,
+    scale: float,
+    turn_deg: float,
+    mirrored: bool,
+    times: np.ndarray | None = None,
+) -> Batch:
+    """Cut a square view out of the kept region by one matrix for pictures and joints."""
+    size = config.image_size
+    height, width = sample.frames.shape[1:3]
+    middle = np.array([width / 2, height / 2]) + shift
+    zoom = size / sample.side_px * scale
+    matrix = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), turn_deg, zoom)
+    matrix[:, 2] += size / 2 - middle
+    if mirrored:
+        matrix[0] *= -1
+        matrix[0, 2] += size
+    times = np.arange(len(sample.joints)) if times is None else times
+    frames = np.stack(
+        [
+            cv2.warpAffine(sample.frames[i], matrix, (size, size), flags=cv2.INTER_LINEAR)
+            for i in times[1::3] // 3
+        ]
+    )
+    joints = sample.joints[times]
+    points = joints[..., :2] @ matrix[:, :2].T + matrix[:, 2]
+    visible = joints[..., 2] >= VISIBLE_SCORE
+    if mirrored:
+        swap = LAYOUTS[config.layout].mirror
+        points, visible = points[:, swap], visible[:, swap]
+    placed = np.concatenate([points / size, visible[..., None]], -1).astype(np.float32)
+    placed[~visible] = 0
+    return Batch(
+        torch.from_numpy(frames).permute(0, 3, 1, 2)[None].contiguous(),
+        torch.from_numpy(placed)[None],
+    )
+
+
+def _recolour(frames: torch.Tensor, a: Augmentation, rng: np.random.Generator) -> torch.Tensor:
+    """Light, contrast, colour, grey and a blank rectangle, the same in all frames; uint8."""
+    x = frames.float()
+    grey = x.mean(2, keepdim=True)
+    colour = 0.0 if rng.random() < a.grey else 1 + rng.uniform(-a.colour, a.colour)
+    x = grey + (x - grey) * colour
+    tint = torch.from_numpy(1 + rng.uniform(-a.colour, a.colour, 3) * 0.3).float()
+    x = x * tint[:, None, None]
+    mean = x.mean()
+    x = (x - mean) * (1 + rng.uniform(-a.contrast, a.contrast)) + mean
+    x = x * (1 + rng.uniform(-a.brightness, a.brightness))
+    if rng.random() < a.erase:
+        size = frames.shape[-1]
+        h, w = (rng.uniform(0.15, 0.4, 2) * size).astype(int)
+        top, left = rng.integers(0, size - h), rng.integers(0, size - w)
+        x[..., top : top + h, left : left + w] = mean
+    return x.clamp(0, 255).to(torch.uint8)

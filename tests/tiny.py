@@ -1,0 +1,74 @@
+"""Models and batches small enough for a test; shared by the tests of `pevl_cli/model/`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.pevl import Batch, PeVL
+
+T, S, J = 4, 12, 5
+LABELS = ("jump over the beam", "turn", "split leap with a half turn")
+
+_SIZES: dict[str, object] = {
+    "embed_dim": 24,
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "image_size": 48,
+    "text_width": 16,
+    "text_layers": 2,
+    "text_heads": 2,
+    "context_length": 16,
+    "vocab_size": 400,
+    "video_frames": T,
+    "pose_frames": S,
+    "joints": J,
+    "dropout": 0.0,
+}
+# The paper's own kind of model: CLIP stays frozen, everything on, nothing of `mini`'s additions.
+ON_CLIP: dict[str, object] = {
+    "stem": "patch",
+    "frozen_base": True,
+    "pose_features": "xy",
+    "video_temporal": False,
+    "branch_loss_weight": 0.0,
+}
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    """`mini` made tiny, with some fields set otherwise."""
+    config = CONFIGS["mini"].model_copy(update=_SIZES | changes)
+    return ModelConfig.model_validate(config.model_dump())
+
+
+def tiny_model(seed: int = 0, stirred: bool = True, **changes: object) -> PeVL:
+    """A tiny model in evaluation mode; ``stirred``: what starts at zero is not zero any more."""
+    torch.manual_seed(seed)
+    model = PeVL(tiny_config(**changes))
+    if stirred:
+        stir(model)
+    return model.eval()
+
+
+def stir(model: nn.Module, strength: float = 0.3) -> None:
+    """Give random values to parameters that start at zero, so that their parts do something."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=strength)
+
+
+def tiny_batch(clips: int = 3, seed: int = 0, has_video: Tensor | None = None) -> Batch:
+    """Random pictures (uint8), and joints of which about one in seven is not visible."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (clips, T, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    points = torch.rand(clips, S, J, 2, generator=generator)
+    visible = (torch.rand(clips, S, J, 1, generator=generator) > 0.15).float()
+    return Batch(frames, torch.cat([points * visible, visible], -1), has_video)
+
+
+def unseen(joints: Tensor) -> Tensor:
+    """The same joints, none of them visible."""
+    return joints * torch.tensor([1.0, 1.0, 0.0])
