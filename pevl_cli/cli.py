@@ -184,7 +184,7 @@ def pose(
     _check_output(draw)
 
     from pevl_cli import report
-    from pevl_cli.recognise import choose_device
+    from pevl_cli.hardware import choose_device
 
     if draw is not None:
         report.check_drawing(draw)
@@ -280,8 +280,8 @@ def train(
         _warn(warning)
 
     from pevl_cli import train as training
+    from pevl_cli.hardware import choose_device
     from pevl_cli.pose import PoseDetector
-    from pevl_cli.recognise import choose_device
 
     chosen = choose_device(device)
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -390,7 +390,7 @@ def _print_answer(answer: Answer) -> None:
         cells = (str(rank), p.label, f"{p.score:.1%}", f"{p.similarity:.3f}")
         table.add_row(*(Text(c) for c in cells), style=style)
     console.print(table)
-    if answer.person is not None and answer.person.box is not None:
+    if answer.person.box is not None:
         box = ", ".join(f"{v:.0f}" for v in answer.person.box)
         console.print(
             f"person in {answer.person.frames_seen} of {answer.person.frames} frames, "

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluate import similarities
+from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
@@ -29,7 +30,6 @@ from pevl_cli.pose import PoseDetector
 from pevl_cli.samples import Sample, read_sample
 
 DEFAULT_CHECKPOINT = "pevl-mini"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Person:
-    """The actor: in how many of the sampled frames he or she was found, and where, in pixels."""
+    """The actor: in how many of the sampled frames he or she was found, and where, in pixels.
+
+    0 frames and no box where nobody was found, or nobody was looked for.
+    """
 
     frames_seen: int
     frames: int
@@ -54,7 +57,7 @@ class Answer:
     start_s: float
     end_s: float
     predictions: list[Prediction]  # best first
-    person: Person | None  # None: nobody was looked for
+    person: Person
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Recogniser:
         precision: str = "auto",
     ) -> None:
         self.device = device
-        self.precision = choose_precision(precision, device, model.config)
+        self.precision = choose_precision(precision, device, model.config.frozen_base)
         self.model = model.cast(PRECISIONS[self.precision]).to(device).eval()
         self.labels, self.detector = labels, detector
         self._key = key
@@ -101,9 +104,6 @@ class Recogniser:
         similarity = similarities(self.model, [sample], texts, views)[0]
         scores = (similarity / self.model.temperature.detach().float().cpu()).softmax(0)
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
-        person = None
-        if self.detector is not None and self.model.config.pose:
-            person = Person(sample.seen, self.model.config.pose_frames, sample.box)
         return Answer(
             video=str(video),
             start_s=sample.start_s,
@@ -112,7 +112,7 @@ class Recogniser:
                 Prediction(label_set.names[i], float(scores[i]), float(similarity[i]))
                 for i in order
             ],
-            person=person,
+            person=Person(sample.seen, self.model.config.pose_frames, sample.box),
             warnings=list(sample.warnings),
         )
 
@@ -220,49 +220,3 @@ def plain_clip(config: ModelConfig) -> ModelConfig:
             "similarities": ("vs",),
         }
     )
-
-
-def choose_device(name: str) -> str:
-    """The name of a device; "auto" is the first GPU, else Apple's, else the CPU.
-
-    UsageError for one that is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {name}: not available here; use auto, cpu, or a GPU this torch can use."
-        ) from error
-    return name
-
-
-def choose_precision(name: str, device: str, config: ModelConfig) -> str:
-    """ "auto": half precision for CLIP's towers where the hardware computes in it, else float32.
-
-    bfloat16 without processor instructions is slower than float32, and a small model gains
-    nothing.
-    """
-    if name != "auto":
-        if name not in PRECISIONS:
-            raise UsageError(f"--precision {name}: use auto, {', '.join(PRECISIONS)}.")
-        if name == "fp16" and device == "cpu":
-            raise UsageError("--precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
-        return name
-    if not config.frozen_base:
-        return "fp32"
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "bf16" if _has_bf16_instructions() else "fp32"
-    return "fp32"
-
-
-def _has_bf16_instructions() -> bool:
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability != "AVX512":
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

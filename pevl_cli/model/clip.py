@@ -126,16 +126,8 @@ class Conv3dStem(nn.Module):
         sizes = [3, 24, 48, 96, width]
         layers: list[nn.Module] = []
         for i in range(4):
-            time = 3 if i < 2 else 1
             layers += [
-                nn.Conv3d(
-                    sizes[i],
-                    sizes[i + 1],
-                    (time, 3, 3),
-                    stride=(1, 2, 2),
-                    padding=(time // 2, 1, 1),
-                    bias=False,
-                ),
+                nn.Conv3d(sizes[i], sizes[i + 1], 3, stride=(1, 2, 2), padding=1, bias=False),
                 nn.BatchNorm3d(sizes[i + 1]),
                 nn.GELU(),
             ]

@@ -114,7 +114,7 @@ CONFIGS = {
         name="mini",
         embed_dim=128,
         width=128,
-        layers=3,
+        layers=2,
         heads=4,
         patch_size=16,
         image_size=96,
@@ -125,11 +125,15 @@ CONFIGS = {
         vocab_size=8192,
         tokenizer="words",
         stem="conv3d",
+        quick_gelu=False,
         frozen_base=False,
         pose_features="body",
         video_temporal=True,
+        # A text encoder that starts from nothing finds all texts alike; weights drawn from their
+        # tiny differences leave some labels never pushed apart.
+        semantic_loss=False,
         fine_temperature=0.1,
-        dropout=0.2,
+        dropout=0.1,
         branch_loss_weight=0.5,
     ),
 }

@@ -60,8 +60,10 @@ class PoseEmbedding(nn.Module):
     """Joints to tokens: (N, S, J, 3) -> (N, S, 1 + J, d). A linear map of each joint, a learned
     joint and time embedding, and a class token a frame.
 
-    ``pose_features="body"`` adds to each joint what a small model cannot learn from a few hundred
-    clips: where all other joints are relative to it, and where it moves to.
+    ``pose_features="body"`` adds what a small model cannot learn from a few hundred clips: each
+    joint is told where all others are relative to it and where it moves to, and the frame's class
+    token starts from two convolutions over time of the whole body (distances between joints and
+    their motion, as in DD-Net).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -74,24 +76,44 @@ class PoseEmbedding(nn.Module):
         self.joint_embedding = nn.Parameter(scale * torch.randn(joints + 1, width))
         self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
         self.norm = nn.LayerNorm(width)
+        if self.body:
+            self.frame = nn.Sequential(
+                nn.Conv1d(joints * 7 + joints * joints, 2 * width, 1, bias=False),
+                nn.BatchNorm1d(2 * width),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Conv1d(2 * width, width, 5, padding=2, bias=False),
+                nn.BatchNorm1d(width),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Conv1d(width, width, 5, padding=2, bias=False),
+                nn.BatchNorm1d(width),
+            )
 
     def forward(self, joints: Tensor) -> Tensor:
         visible = joints[..., 2:]
         # What an unseen joint's coordinates happen to hold must not matter.
         x = torch.cat([joints[..., :2] * visible, visible], -1)
-        tokens = self.joint(torch.cat([x, _body_features(joints)], -1) if self.body else x)
-        frame = torch.zeros_like(tokens[:, :, :1])
+        if self.body:
+            near, offsets = _body_features(joints)
+            tokens = self.joint(torch.cat([x, near, offsets.flatten(-2)], -1))
+            distances = offsets.square().sum(-1).add(1e-6).sqrt()
+            whole = torch.cat([near.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
+            frame = self.frame(whole.transpose(1, 2)).transpose(1, 2)[:, :, None]
+        else:
+            tokens = self.joint(x)
+            frame = torch.zeros_like(tokens[:, :, :1])
         tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
         tokens = tokens + self.time_embedding[: tokens.shape[1], None]
         out: Tensor = self.norm(tokens)
         return out
 
 
-def _body_features(joints: Tensor) -> Tensor:
-    """(N, S, J, 3) -> (N, S, J, 2 + 2J + 4) in units of the body's size over the clip.
+def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
 
-    Place relative to the body's centre; offsets to every other joint; steps over 1 and 3 frames.
-    Zero wherever a joint it needs is not visible.
+    The first: place relative to the body's centre, steps over 1 and 3 frames. The second: offsets
+    to every other joint. Zero wherever a joint that is needed is not visible.
     """
     point, visible = joints[..., :2], joints[..., 2:]
     count = visible.sum(2, keepdim=True).clamp_min(1)
@@ -101,14 +123,13 @@ def _body_features(joints: Tensor) -> Tensor:
     someone = visible.amax((-1, -2))
     size = (spread * someone).sum(1) / someone.sum(1).clamp_min(1)
     size = size.clamp_min(0.02)[:, None, None, None]
-    offsets = (
-        (point[:, :, None] - point[:, :, :, None]) * visible[:, :, None] * visible[..., None, :]
-    )
+    both = visible[:, :, None] * visible[..., None, :]
+    offsets = (point[:, :, None] - point[:, :, :, None]) * both / size[..., None]
     steps = []
     for lag in (1, 3):
         step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
         steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
-    return torch.cat([away / size, offsets.flatten(-2) / size, *(s / size for s in steps)], -1)
+    return torch.cat([away / size, *(s / size for s in steps)], -1), offsets
 
 
 class PeVL(nn.Module):
