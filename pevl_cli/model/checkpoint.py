@@ -20,7 +20,7 @@ from torch import Tensor
 from pevl_cli.cache import write_aside
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
-from pevl_cli.model.clip import load_clip, state_digest
+from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
@@ -77,7 +77,10 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
         half = facts.base is None and value.is_floating_point() and "running" not in key
         kept[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
     with write_aside(folder / "model.safetensors") as temporary:
-        save_file(kept, temporary)
+        try:
+            save_file(kept, temporary)
+        except SafetensorError as error:
+            raise PevlError(f"{folder}: model.safetensors cannot be written ({error}).") from error
     with write_aside(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
 
@@ -143,7 +146,8 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
                 f"(hash {facts.base.digest[:8]}, found {digest[:8]}). Name the right ones with "
                 "--clip."
             )
-        state |= base_state
+        parts = ("visual.", "text.") if facts.model.text else ("visual.",)
+        state |= {k: v for k, v in base_state.items() if k.startswith(parts)}
     model = PeVL(facts.model)
     wanted = model.state_dict()
     absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
@@ -154,9 +158,3 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
         raise PevlError(f"{file}: does not fit its config.json: it {kind} weight '{name}'.")
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()}, strict=True)
     return model.eval(), facts
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint's weights and config, to key what is computed from it."""
-    state = load_file(folder / "model.safetensors")
-    return state_digest(state)

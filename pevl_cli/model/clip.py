@@ -282,7 +282,17 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
             "image_std": tuple(float(v) for v in normalise.std),
         }
     )
+    _check_shapes(state, fitted, source)
     return state, fitted, state_digest(state)
+
+
+def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
+    with torch.device("meta"):
+        towers = {"visual": VisualTower(config), "text": TextTower(config)}
+    wanted = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
+    for key in sorted(wanted.keys() | state.keys()):
+        if key not in wanted or key not in state or wanted[key] != state[key].shape:
+            raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
 
 
 def _our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,8 +52,10 @@ def strength(text_similarity: Tensor, positive: Tensor) -> Tensor:
 
 def _kl(logits: Tensor, weights: Tensor, positive: Tensor) -> Tensor:
     """KL(uniform over positives ‖ weighted softmax), mean over rows."""
-    log_p = F.log_softmax(logits + weights.clamp_min(1e-12).log(), dim=1)
-    target = positive / positive.sum(1, keepdim=True)
+    held = weights > 0
+    log_weights = torch.where(held, weights, 1.0).log().masked_fill(~held, float("-inf"))
+    log_p = F.log_softmax(logits + log_weights, dim=1)
+    target = positive.to(logits.dtype) / positive.sum(1, keepdim=True)
     # 0·log 0 = 0: only the positives contribute.
     terms = torch.where(positive, target * (target.clamp_min(1e-12).log() - log_p), 0.0)
     return terms.sum(1).mean()

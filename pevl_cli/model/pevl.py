@@ -92,16 +92,16 @@ class PoseEmbedding(nn.Module):
 
     def forward(self, joints: Tensor) -> Tensor:
         visible = joints[..., 2:]
-        # What an unseen joint's coordinates happen to hold must not matter.
-        x = torch.cat([joints[..., :2] * visible, visible], -1)
+        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+        joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
         if self.body:
             near, offsets = _body_features(joints)
-            tokens = self.joint(torch.cat([x, near, offsets.flatten(-2)], -1))
+            tokens = self.joint(torch.cat([joints, near, offsets.flatten(-2)], -1))
             distances = offsets.square().sum(-1).add(1e-6).sqrt()
             whole = torch.cat([near.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
             frame = self.frame(whole.transpose(1, 2)).transpose(1, 2)[:, :, None]
         else:
-            tokens = self.joint(x)
+            tokens = self.joint(joints)
             frame = torch.zeros_like(tokens[:, :, :1])
         tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
         tokens = tokens + self.time_embedding[: tokens.shape[1], None]
@@ -219,7 +219,7 @@ class PeVL(nn.Module):
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Frames (N, T, 3, H, W), uint8 or [0, 1] -> class token and patches, (N, T, 1 + P, d)."""
-        tokens, _ = self._encode(frames, None)
+        tokens, _, _ = self._encode(frames, None)
         assert tokens is not None
         return tokens
 
@@ -228,7 +228,7 @@ class PeVL(nn.Module):
         config = self.config
         frames = batch.frames if config.video else None
         joints = batch.joints if config.pose else None
-        video, pose = self._encode(frames, joints)
+        video, pose, body = self._encode(frames, joints)
         if video is None and pose is None:
             raise ValueError(f"the batch has neither of what model '{config.name}' takes")
         video_before = pose_before = None
@@ -238,7 +238,7 @@ class PeVL(nn.Module):
             video_before = self.visual.project(video[:, :, 0])
             pose_before = self.visual.project(pose[:, :, 0])
             if config.p2v:
-                refined_video = self.p2v[str(config.layers - 1)](video, self._body_mask)
+                refined_video = self.p2v[str(config.layers - 1)](video, body)
             if config.v2p:
                 refined_pose = self._enrich(pose, video, batch.has_video)
         v = p = f = joined = None
@@ -249,7 +249,8 @@ class PeVL(nn.Module):
             f = F.normalize(per_frame, dim=-1)
             p = F.normalize(_masked_mean(per_frame, seen), dim=-1)
         if v is not None and p is not None and "concat" in config.used_similarities:
-            joined = F.normalize(self.join(torch.cat([v, p], -1)), dim=-1)
+            there = v if batch.has_video is None else v * batch.has_video[:, None]
+            joined = F.normalize(self.join(torch.cat([there, p], -1)), dim=-1)
         return Features(
             video=v,
             pose=p,
@@ -265,20 +266,22 @@ class PeVL(nn.Module):
 
     def _encode(
         self, frames: Tensor | None, joints: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens of both streams after the shared blocks. Sets the body mask of Eq. (1)."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1)."""
         config = self.config
         blocks = self.visual.transformer.blocks
-        pose = None
+        pose = body = None
         if joints is not None:
             joints = joints.to(self.pose_embedding.joint.weight.dtype)
             pose = self.pose_embedding(joints).to(self.visual.proj.dtype)
             for i, (block, adapters) in enumerate(
                 zip(blocks, _pairs(self.pose_adapters, config.layers), strict=True)
             ):
-                pose = self._pose_block(block, adapters, pose, joints, i == config.layers - 1)
+                pose, flat = self._pose_block(block, adapters, pose)
+                if i == config.layers - 1 and frames is not None:
+                    body = self._weigh_body(block, flat, joints)
         if frames is None:
-            return None, pose
+            return None, pose, None
         n, t = frames.shape[:2]
         x = self.visual.embed(self._normalise(frames))
         for i, (block, adapters) in enumerate(
@@ -287,10 +290,10 @@ class PeVL(nn.Module):
             if config.video_temporal:
                 x = self._over_time(block, adapters, x, n, first=i == 0)
             x = block(x, adapters)
-            if i in config.p2v_layers and i < config.layers - 1 and pose is not None and config.p2v:
+            if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
-                x = rearrange(self.p2v[str(i)](x, self._body_mask), "n t p d -> (n t) p d")
-        return rearrange(x, "(n t) p d -> n t p d", n=n, t=t), pose
+                x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
+        return rearrange(x, "(n t) p d -> n t p d", n=n, t=t), pose, body
 
     def _normalise(self, frames: Tensor) -> Tensor:
         dtype = self.visual.proj.dtype
@@ -313,18 +316,17 @@ class PeVL(nn.Module):
         block: Block,
         adapters: nn.ModuleDict | None,
         x: Tensor,
-        joints: Tensor,
-        last: bool,
-    ) -> Tensor:
-        """Each token over the frames, then the tokens of each frame, then the MLP: (N, S, G, d)."""
+    ) -> tuple[Tensor, Tensor]:
+        """Each token over the frames, then the tokens of each frame, then the MLP: (N, S, G, d).
+
+        Also gives the tokens (N·S, G, d) as they go into the attention within frames.
+        """
         n, s = x.shape[:2]
         series = rearrange(x, "n s g d -> (n g) s d")
         attended = rearrange(block.attend(series), "(n g) s d -> n s g d", n=n)
         x = x + attended if adapters is None else x + attended + adapters["time"](attended)
         flat = rearrange(x, "n s g d -> (n s) g d")
-        if last:
-            self._body_mask = self._weigh_body(block, flat, joints)
-        return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s)
+        return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s), flat
 
     def _weigh_body(self, block: Block, flat: Tensor, joints: Tensor) -> Tensor:
         """M at the video's frames: (N, T, P), from the class token's attention to the joints."""
@@ -376,11 +378,7 @@ class PeVL(nn.Module):
         total: Tensor | None = None
         count: Tensor | None = None
         for kind, value in similarities.items():
-            use = torch.ones(len(value), 1, device=value.device)
-            if kind in {"ps", "fw"} and features.seen is not None and "vs" in similarities:
-                use = features.seen.any(1)[:, None].to(use)
-            if kind == "vs" and features.has_video is not None:
-                use = features.has_video[:, None].to(use)
+            use = _says_something(kind, features, value)[:, None].to(value)
             total = value * use if total is None else total + value * use
             count = use if count is None else count + use
         if total is None or count is None:
@@ -407,23 +405,41 @@ class PeVL(nn.Module):
         similar = similar.float()[labels][:, labels].detach()
         temperature = self.temperature
 
-        def contrast(matrix: Tensor) -> Tensor:
-            return semantic_guided_loss(matrix[:, labels], similar, labels, temperature)
+        def contrast(matrix: Tensor, use: Tensor) -> Tensor:
+            own = labels[use]
+            near = similar[use][:, use]
+            return semantic_guided_loss(matrix[use][:, own], near, own, temperature)
 
-        total = contrast(combined)
+        total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))
         if config.branch_loss_weight:
-            for part in parts.values():
-                total = total + config.branch_loss_weight * contrast(part)
+            for kind, part in parts.items():
+                use = _says_something(kind, features, part)
+                if use.any():
+                    total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
             scale = 1 / self.refinement_scale.clamp(max=4.6052).exp()
-            for before, after in (
-                (features.video_before, features.video),
-                (features.pose_before, features.pose),
+            both = torch.ones_like(labels, dtype=torch.bool)
+            if features.seen is not None:
+                both = both & features.seen.any(1)
+            if features.has_video is not None:
+                both = both & features.has_video
+            for before, after, refines in (
+                (features.video_before, features.video, config.p2v),
+                (features.pose_before, features.pose, config.v2p),
             ):
-                if before is not None and after is not None:
-                    refined = nt_xent(before.float(), after.float(), scale)
+                if before is not None and after is not None and refines and both.any():
+                    refined = nt_xent(before[both].float(), after[both].float(), scale)
                     total = total + config.refinement_weight * refined
         return total, combined.detach()
+
+
+def _says_something(kind: Similarity, features: Features, value: Tensor) -> Tensor:
+    """For which clips a similarity rests on anything: (N,) bool."""
+    if kind == "vs" and features.has_video is not None:
+        return features.has_video
+    if kind in {"ps", "fw"} and features.seen is not None:
+        return features.seen.any(1)
+    return torch.ones(len(value), dtype=torch.bool, device=value.device)
 
 
 def _adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
