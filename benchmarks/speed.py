@@ -41,7 +41,7 @@ def xclip_video_tower() -> tuple[torch.nn.Module, torch.Tensor]:
         num_hidden_layers=12,
         num_attention_heads=12,
     )
-    model = XCLIPModel(XCLIPConfig(XCLIPTextConfig().to_dict(), vision.to_dict())).eval()
+    model = XCLIPModel(XCLIPConfig(text_config=XCLIPTextConfig(), vision_config=vision)).eval()
     return model, torch.randn(1, 16, 3, 224, 224)
 
 

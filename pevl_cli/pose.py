@@ -585,6 +585,35 @@ def _interpolate(times_s: np.ndarray, values: np.ndarray, seen: np.ndarray) -> n
     return np.stack(columns, -1).reshape(values.shape).astype(np.float32)
 
 
+def to_layout(joints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Joints (…, J, 3) of one skeleton as another one's, by name.
+
+    Nose, face and head stand for each other; a neck is the middle of the shoulders, a belly that
+    of shoulders and hips. PevlError shows both lists where a joint cannot be had.
+    """
+    if source == target:
+        return joints
+    names = list(LAYOUTS[source].names)
+    columns = []
+    for name in LAYOUTS[target].names:
+        same = {"nose", "face", "head"} if name in {"nose", "face", "head"} else {name}
+        parts = [n for n in names if n in same] or [
+            f"{side}_{part}"
+            for part in {"neck": ["shoulder"], "belly": ["shoulder", "hip"]}.get(name, [])
+            for side in ("left", "right")
+        ]
+        if not parts or not set(parts) <= set(names):
+            raise PevlError(
+                f"joint '{name}' of layout {target} ({', '.join(LAYOUTS[target].names)}) cannot be "
+                f"had from layout {source} ({', '.join(names)})."
+            )
+        chosen = joints[..., [names.index(n) for n in parts], :]
+        # A middle is as sure as the least sure joint that it is made of.
+        middle = np.concatenate([chosen[..., :2].mean(-2), chosen[..., 2:].min(-2)], -1)
+        columns.append(middle)
+    return np.stack(columns, -2)
+
+
 def bridge(
     times_s: np.ndarray, boxes: np.ndarray, joints: np.ndarray, seen: np.ndarray, longest_s: float
 ) -> np.ndarray:

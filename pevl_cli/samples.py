@@ -18,7 +18,7 @@ import torch
 
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
-from pevl_cli.pose import LAYOUTS, Actor, PoseDetector
+from pevl_cli.pose import LAYOUTS, Actor, PoseDetector, to_layout
 from pevl_cli.video import Clip, sample_clip
 
 # A joint the detector is less sure of than this counts as not visible.
@@ -91,7 +91,7 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
     seen = 0
     if actor is not None:
         box = actor.box
-        joints = actor.joints[clip.frame_of].copy()
+        joints = to_layout(actor.joints, actor.layout, config.layout)[clip.frame_of].copy()
         joints[..., :2] *= shrunk
         seen = int(actor.seen[clip.frame_of].sum())
         if box is None:

@@ -322,11 +322,13 @@ def _decode(
     assert stream is not None
     stream.thread_type = "AUTO"
     keys = np.flatnonzero(timeline.is_key)
-    position, queue = -1, wanted[::-1]
+    position, goal, queue = -1, -1, wanted[::-1]
     while queue:
-        key = keys[np.searchsorted(keys, queue[-1], side="right") - 1] if len(keys) else 0
+        place = int(np.searchsorted(keys, queue[-1], side="right"))
+        key = int(keys[place - 1]) if place else 0
         if timeline.has_clock and key > position + SEEK_WORTH_FRAMES:
             container.seek(int(timeline.pts[key]), stream=stream)
+            goal = key  # a seek may land before it; then there is nothing nearer to seek to
         for position, frame in _decode_on(container, stream, timeline):
             while queue and queue[-1] < position:  # not to be had: damaged, or skipped by a seek
                 queue.pop()
@@ -334,7 +336,7 @@ def _decode(
                 queue.pop()
                 yield position, _to_rgb(frame, timeline)
             far = queue and queue[-1] > _next_key(keys, position) + SEEK_WORTH_FRAMES
-            if not queue or (timeline.has_clock and far):
+            if not queue or (timeline.has_clock and far and position >= goal):
                 break
         else:
             return

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import stir
 from torch import Tensor
 
 from pevl_cli.model.ucmr import (
@@ -12,7 +13,6 @@ from pevl_cli.model.ucmr import (
     patch_weights,
     pose_guided_attention,
 )
-from tiny import stir
 
 torch.set_num_threads(1)
 NAN, INF = math.nan, math.inf
@@ -255,6 +255,7 @@ def test_p2v_leaves_a_frame_without_a_person_as_it_is() -> None:
     assert ((got - tokens)[0, 1].abs().amax(-1) > 0).all()
 
 
+@torch.no_grad()
 def test_v2p_against_loops() -> None:
     heads = 2
     v2p = VideoEnrichedPose(8, heads).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from pevl_cli.model.pevl import Batch, PeVL
 T, S, J = 4, 12, 5
 LABELS = ("jump over the beam", "turn", "split leap with a half turn")
 
-_SIZES: dict[str, object] = {
+_SIZES: dict[str, Any] = {
     "embed_dim": 24,
     "width": 32,
     "layers": 2,
@@ -25,10 +27,15 @@ _SIZES: dict[str, object] = {
     "video_frames": T,
     "pose_frames": S,
     "joints": J,
+    # Not sizes, but what shall not change with `mini`.
     "dropout": 0.0,
+    "quick_gelu": True,
+    "semantic_loss": True,
+    "fine_temperature": 0.1,
+    "branch_loss_weight": 0.5,
 }
 # The paper's own kind of model: CLIP stays frozen, everything on, nothing of `mini`'s additions.
-ON_CLIP: dict[str, object] = {
+ON_CLIP: dict[str, Any] = {
     "stem": "patch",
     "frozen_base": True,
     "pose_features": "xy",
@@ -37,13 +44,12 @@ ON_CLIP: dict[str, object] = {
 }
 
 
-def tiny_config(**changes: object) -> ModelConfig:
+def tiny_config(**changes: Any) -> ModelConfig:
     """`mini` made tiny, with some fields set otherwise."""
-    config = CONFIGS["mini"].model_copy(update=_SIZES | changes)
-    return ModelConfig.model_validate(config.model_dump())
+    return ModelConfig.model_validate(CONFIGS["mini"].model_dump() | _SIZES | changes)
 
 
-def tiny_model(seed: int = 0, stirred: bool = True, **changes: object) -> PeVL:
+def tiny_model(seed: int = 0, stirred: bool = True, **changes: Any) -> PeVL:
     """A tiny model in evaluation mode; ``stirred``: what starts at zero is not zero any more."""
     torch.manual_seed(seed)
     model = PeVL(tiny_config(**changes))

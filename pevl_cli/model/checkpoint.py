@@ -81,6 +81,7 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
             save_file(kept, temporary)
         except SafetensorError as error:
             raise PevlError(f"{folder}: model.safetensors cannot be written ({error}).") from error
+        temporary.chmod(0o644)  # safetensors lets only the owner read
     with write_aside(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
 

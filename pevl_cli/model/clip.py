@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from pevl_cli.errors import PevlError
 from pevl_cli.model.config import ModelConfig
 
+# A weights file does not say its geometry: the config does, in open_clip's name for it.
+OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
+
 
 class QuickGELU(nn.Module):
     """The approximation that OpenAI's CLIP was trained with."""
@@ -248,10 +251,7 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
     path = Path(source).expanduser()
     name, _, tag = source.partition(":")
     if path.is_file():
-        name, pretrained = (
-            config.name.replace("vit", "ViT").title().replace("Vit", "ViT"),
-            str(path),
-        )
+        name, pretrained = OPEN_CLIP_NAMES[config.name], str(path)
     elif tag:
         known = open_clip.list_pretrained_tags_by_model(name)
         if tag not in known:
