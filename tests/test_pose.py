@@ -158,11 +158,32 @@ def test_somebody_passing_is_not_followed() -> None:
     assert who_is_followed(found) == [1] * 24
 
 
-def test_two_who_cross_keep_their_identities() -> None:
+def test_a_moving_actor_beside_a_still_person_as_large_and_nearer_the_middle() -> None:
     found = [
-        sightings(
-            person(120 + 18 * f, 240, 160, 1, swing(f)), person(534 - 18 * f, 240, 160, 2, swing(f))
-        )
+        sightings(person(360, 240, 160, who=2), person(220, 250, 160, 1, swing(f)))
+        for f in range(24)
+    ]
+    assert who_is_followed(found) == [1] * 24
+
+
+def test_of_two_who_move_alike_the_one_in_the_middle_is_followed() -> None:
+    """Who films keeps the actor in the middle."""
+    found = [
+        sightings(person(90, 400, 168, 2, swing(f)), person(330, 240, 160, 1, swing(f)))
+        for f in range(24)
+    ]
+    assert who_is_followed(found) == [1] * 24
+
+
+@pytest.mark.parametrize("turn_back", [False, True])
+def test_two_who_meet_keep_their_identities(turn_back: bool) -> None:
+    """They pass each other, or meet and turn back: their colours tell which."""
+
+    def at(f: int) -> float:
+        return 120 + 18 * (min(f, 23 - f) if turn_back else f)
+
+    found = [
+        sightings(person(at(f), 240, 160, 1, swing(f)), person(640 - at(f), 240, 160, 2, swing(f)))
         for f in range(24)
     ]
     # Listed the other way round in half of the frames, as a detector would.
