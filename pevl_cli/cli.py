@@ -77,9 +77,20 @@ Output = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pevl {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
     debug_errors: Annotated[
         bool, typer.Option("--debug", help="Show where an error came from.")
     ] = False,
@@ -250,13 +261,13 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
     crop: Annotated[str | None, typer.Option(help="actor or full.")] = None,
     no_video: Annotated[bool, typer.Option("--no-video", help="Learn from poses only.")] = False,
     no_pose: NoPose = False,
     pose_weights: PoseWeights = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Teach a model your own actions.
 
@@ -460,9 +471,6 @@ def _end_batch(failed: int, total: int) -> None:
 
 def main() -> None:
     """Run the command; the one place where errors become a line and an exit code."""
-    if "--version" in sys.argv[1:2]:
-        print(f"pevl {__version__}")
-        return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -202,6 +205,7 @@ class PoseDetector:
         self.weights = find_weights(weights)
         self._model: YOLO | None = None
         self._digest: str | None = None
+        self._lock = threading.Lock()  # ultralytics serves one call at a time
 
     def actor(self, clip: Clip, use_cache: bool = True) -> Actor:
         """The actor of a clip, from the cache where the same frames were looked at before."""
@@ -216,7 +220,7 @@ class PoseDetector:
                         stored["bridged"],
                         int(stored["people"]),
                     )
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
                 pass  # a damaged entry is made again
         actor = self.find_actor(Footage.of_clip(clip))
         if entry is not None:
@@ -328,18 +332,19 @@ class PoseDetector:
         self, frames: Iterable[tuple[int, np.ndarray]], image_size_px: int
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """For each numbered RGB frame: number, frame, boxes (P, 5) and joints (P, 17, 3) in it."""
-        if self._model is None:
-            self._model = _load(self.weights)
         frames = iter(frames)
         while group := list(islice(frames, self.settings.batch)):
-            results: Any = self._model.predict(
-                [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group],
-                imgsz=image_size_px,
-                conf=self.settings.confidence,
-                max_det=20,
-                device=self.device,
-                verbose=False,
-            )
+            with self._lock:
+                if self._model is None:
+                    self._model = _load(self.weights)
+                results: Any = self._model.predict(
+                    [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group],
+                    imgsz=image_size_px,
+                    conf=self.settings.confidence,
+                    max_det=20,
+                    device=self.device,
+                    verbose=False,
+                )
             for (i, frame), result in zip(group, results, strict=True):
                 boxes = result.boxes.data[:, :5].float().cpu().numpy()
                 joints = np.zeros((0, 17, 3), np.float32)
@@ -356,7 +361,7 @@ def find_weights(weights: str | Path | None = None) -> Path:
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     path = Path(named or DEFAULT_WEIGHTS).expanduser()
-    if named and not path.is_file() and path.name != DEFAULT_WEIGHTS:
+    if named and not path.is_file() and path != Path(DEFAULT_WEIGHTS):
         source = "--pose-weights" if weights else WEIGHTS_VARIABLE
         raise PevlError(f"{path}: there is no such pose weights file (named by {source}).")
     return path

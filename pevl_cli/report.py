@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from pevl_cli.recognise import Answer
 from pevl_cli.video import Timeline, iter_frames
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-FILM_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi"}
+FILM_SUFFIXES = {".mp4", ".mov", ".mkv"}
 STRIP_FRAMES = 6
+FILM_CLOCK = Fraction(1, 12800)  # a drawn film keeps its frames' own times
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
@@ -120,15 +122,15 @@ def _tile(frame: np.ndarray, height: int = 360) -> np.ndarray:
 def _write_film(path: Path, frames: Any, times_s: np.ndarray) -> None:
     """H.264 with the frames' own times."""
     with av.open(str(path), "w") as container:
-        span = float(times_s[-1] - times_s[0])
-        rate = round((len(times_s) - 1) / span) if span > 0 else 25
-        stream = container.add_stream("libx264", rate=max(rate, 1))
+        stream = container.add_stream("libx264")
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = FILM_CLOCK
         for i, frame in enumerate(frames):
             even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             if i == 0:
                 stream.height, stream.width = even.shape[:2]
             picture = av.VideoFrame.from_ndarray(even, format="rgb24")
-            picture.pts = i
+            picture.pts = round((times_s[i] - times_s[0]) / FILM_CLOCK)
+            picture.time_base = FILM_CLOCK
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))

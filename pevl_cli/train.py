@@ -167,9 +167,14 @@ def train(
     torch.manual_seed(recipe.seed)
     config = CONFIGS[config_name].model_copy(update=changes or {})
     if detector is None:
-        config = config.model_copy(update={"pose": False})
+        # Without the actor there is nothing to cut out, now and whenever the model is used.
+        config = config.model_copy(update={"pose": False, "crop": "full"})
     config = ModelConfig.model_validate(config.model_dump())
     base_state, base = None, None
+    try:  # told now, not after an hour
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PevlError(f"{folder}: not a folder to write to ({error.strerror}).") from error
     if config.frozen_base:
         source = clip or DEFAULT_CLIP[config_name]
         base_state, config, digest = load_clip(source, config)

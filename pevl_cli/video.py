@@ -7,6 +7,7 @@ minus the first frame's, and a frame is shown until the next one's time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,14 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
     stream = container.streams.best("video")
     if stream is None:
         raise PevlError(f"{path}: there is no video in this file.")
+    if container.format.name == "tty":  # FFmpeg draws any text as a terminal would
+        raise PevlError(f"{path}: this is a text file, not a video.")
     assert stream.time_base is not None
     base = float(stream.time_base)
-    pts, keys, last_duration, end_s = [], [], 0, 0.0
+    pts, keys, last_duration, end_s, chunks = [], [], 0, 0.0, 0
     for packet in container.demux():
+        # Hidden by an edit list, or left empty for a frame that a webcam dropped: there, not shown.
+        chunks += packet.stream is stream and (packet.size > 0 or packet.dts is not None)
         if packet.size == 0 or packet.is_discard:
             continue
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -227,7 +232,7 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
         height=height,
         rotation_deg=rotation,
         has_clock=has_clock,
-        missing_from_s=_missing_from(container, stream, len(pts), end_s),
+        missing_from_s=_missing_from(container, stream, chunks, end_s),
     )
 
 
@@ -238,7 +243,9 @@ def _missing_from(
     end_s: float,
 ) -> float | None:
     """Where a cut-off file ends: fewer frames than its header counts, or a much earlier end."""
-    if stream.frames > frames + 1:
+    # An AVI counts frames that a webcam dropped, which take time but have no packet.
+    passed = round(end_s * float(stream.average_rate or 0))
+    if stream.frames > max(frames, passed) + 1:
         return end_s
     names = set(container.format.name.split(","))
     if stream.frames == 0 and names & CONTAINERS_WITH_DURATION and container.duration:
@@ -269,12 +276,16 @@ def _upright(
 
 def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tuple[float, float]:
     path, duration_s = timeline.path, timeline.duration_s
+    for name, value in (("start", start_s), ("end", end_s)):
+        if value is not None and math.isnan(value):
+            raise PevlError(f"{path}: --{name} is not a number.")
     start, end = start_s or 0.0, duration_s if end_s is None else min(end_s, duration_s)
     missing = timeline.missing_from_s
     if missing is not None and (end_s is None or end_s > missing):
+        there_s = math.floor(missing * 10) / 10
         raise PevlError(
-            f"{path}: the file is cut off: its header promises more than the {missing:.1f} s "
-            f"that are there. Copy it again, or name the part to use with --end {missing:.1f}."
+            f"{path}: the file is cut off: its header promises more than the {there_s:.1f} s "
+            f"that are there. Copy it again, or name the part to use with --end {there_s:.1f}."
         )
     if start < 0 or start >= duration_s:
         raise PevlError(f"{path}: --start {start:g} s lies outside the video's {duration_s:.2f} s.")
@@ -316,29 +327,46 @@ def _collect(
 
 
 def _decode(
-    container: av.container.InputContainer, timeline: Timeline, wanted: list[int]
+    container: av.container.InputContainer,
+    timeline: Timeline,
+    wanted: list[int],
+    can_seek: bool = True,
 ) -> Iterator[tuple[int, np.ndarray]]:
     stream = container.streams.best("video")
     assert stream is not None
     stream.thread_type = "AUTO"
     keys = np.flatnonzero(timeline.is_key)
+    # MPEG streams have no index and not a time on every packet: a seek there loses count.
+    guessed = container.format.name in {"mpeg", "mpegts"}
+    can_seek = can_seek and timeline.has_clock and not guessed
     position, goal, queue = -1, -1, wanted[::-1]
     while queue:
         place = int(np.searchsorted(keys, queue[-1], side="right"))
         key = int(keys[place - 1]) if place else 0
-        if timeline.has_clock and key > position + SEEK_WORTH_FRAMES:
+        sought = can_seek and key > position + SEEK_WORTH_FRAMES
+        landed = None
+        if sought:
             container.seek(int(timeline.pts[key]), stream=stream)
             goal = key  # a seek may land before it; then there is nothing nearer to seek to
         for position, frame in _decode_on(container, stream, timeline):
+            landed = position if landed is None else landed
+            if sought and landed > queue[-1]:
+                break
             while queue and queue[-1] < position:  # not to be had: damaged, or skipped by a seek
                 queue.pop()
             if queue and queue[-1] == position:
                 queue.pop()
                 yield position, _to_rgb(frame, timeline)
             far = queue and queue[-1] > _next_key(keys, position) + SEEK_WORTH_FRAMES
-            if not queue or (timeline.has_clock and far and position >= goal):
+            if not queue or (can_seek and far and position >= goal):
                 break
         else:
+            if not sought or landed is not None:
+                return
+        if queue and sought and (landed is None or landed > queue[-1]):
+            # Streams without an index are sought by guessing; this guess went too far.
+            with av.open(str(timeline.path)) as again:
+                yield from _decode(again, timeline, queue[::-1], can_seek=False)
             return
 
 

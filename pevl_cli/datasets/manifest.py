@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -100,8 +101,10 @@ def hold_out(items: Sequence[Item], seed: int, share: float = 0.2) -> list[Item]
         names = [n for n in groups if n not in held]
         random.shuffle(names)
         for name in names:
-            if got >= wanted or len(held & groups.keys()) + 1 >= len(groups):
+            if got >= wanted:
                 break
+            if any(g.keys() <= held | {name} for g in by_label.values()):
+                continue  # some class would keep nothing to train on
             held.add(name)
             got += len(groups[name])
     for groups in by_label.values():
@@ -153,7 +156,11 @@ def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PevlError(f"{path}: cannot be read as a UTF-8 CSV file ({error}).") from error
-    reader = csv.DictReader(content.splitlines())
+    reader = csv.DictReader(io.StringIO(content, newline=""))
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise PevlError(f"{path} line {reader.line_num}: {error}.") from error
     columns = [c.strip() for c in reader.fieldnames or []]
     missing = {"path", "label"} - set(columns)
     if missing:
@@ -162,8 +169,10 @@ def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
             f"{', '.join(columns) or 'nothing'}); also known: {', '.join(COLUMNS[2:])}."
         )
     items = []
-    for row in reader:
-        where = f"{path} line {reader.line_num}"
+    for line, row in rows:
+        where = f"{path} line {line}"
+        if None in row:
+            raise PevlError(f"{where}: more cells than columns; put a text with commas in quotes.")
         cell = {k.strip(): (v or "").strip() for k, v in row.items() if k is not None}
         if not any(cell.values()):
             continue
@@ -178,14 +187,18 @@ def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
                 f"{where}: label '{cell['label']}' has another text than before: "
                 f"'{texts[cell['label']]}'."
             )
+        start_s = _seconds(cell.get("start_s", ""), where, "start_s")
+        end_s = _seconds(cell.get("end_s", ""), where, "end_s")
+        if end_s is not None and end_s <= (start_s or 0):
+            raise PevlError(f"{where}: end_s {end_s:g} must come after start_s {start_s or 0:g}.")
         items.append(
             Item(
                 path=path.parent / cell["path"],
                 label=cell["label"],
                 split=split,
                 group=cell.get("group", ""),
-                start_s=_seconds(cell.get("start_s", ""), where, "start_s"),
-                end_s=_seconds(cell.get("end_s", ""), where, "end_s"),
+                start_s=start_s,
+                end_s=end_s,
             )
         )
     if not items:
