@@ -134,6 +134,7 @@ def classify(
     if views == 2:
         raise UsageError("--views 2: give 1, or 3 as in the paper.")
     paths = find_videos(videos)
+    _check_there(paths)
     label_set = read_labels(labels) if labels is not None else None
     if clip is not None and checkpoint is None and label_set is None:
         raise UsageError("plain CLIP has no labels of its own: name some with --labels.")
@@ -188,6 +189,7 @@ def pose(
     from pevl_cli.video import find_videos
 
     paths = find_videos(videos)
+    _check_there(paths)
     if draw is not None and len(paths) > 1:
         raise UsageError("--draw takes one video at a time.")
     _check_weights(pose_weights, False)
@@ -202,6 +204,7 @@ def pose(
     from pevl_cli.pose import PoseDetector
 
     detector = PoseDetector(pose_weights, device=choose_device(device))
+    detector.digest()
     records, failed = [], 0
     for path in paths:
         try:
@@ -307,6 +310,8 @@ def train(
             manifest, config, folder, recipe, changes, detector, clip, None, chosen, view
         )
     _print_result(result)
+    if result.interrupted:
+        raise typer.Exit(130)
 
 
 class _TrainingView:
@@ -454,6 +459,14 @@ def _check_output(path: Path | None) -> None:
         raise UsageError(f"{path}: this is a folder; a file's name is needed.")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist.")
+
+
+def _check_there(paths: list[Path]) -> None:
+    """When nothing of what is named exists, say so before anything heavy is loaded."""
+    if not any(path.exists() for path in paths):
+        for path in paths[:-1]:
+            _tell(PevlError(f"{path}: there is no such file."))
+        raise PevlError(f"{paths[-1]}: there is no such file.")
 
 
 def _check_weights(pose_weights: Path | None, unused: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,11 @@ class Recogniser:
         """Decode, find the actor and cut out: all that comes before the model."""
         sample = read_sample(video, self.model.config, self.detector, start_s, end_s)
         if not self.model.config.video and not sample.seen:
-            raise PevlError(f"{video}: nobody was found in it, and this model looks at poses only.")
+            raise PevlError(
+                f"{video}: nobody was found in it, and this model looks at poses only."
+                if self.detector is not None
+                else "this model looks at poses only, and cannot be used with --no-pose."
+            )
         return sample
 
     @torch.inference_mode()
@@ -135,15 +140,17 @@ class Recogniser:
             digest.update(part.encode() + b"\0")
         file = cache_folder("texts") / f"{digest.hexdigest()}.safetensors"
         texts = _read_texts(file)
+        if self.model.text is None and self.labels is not None:
+            for i, (own, other) in enumerate(zip_longest(self.labels.names, labels.names), 1):
+                if own != other:
+                    raise PevlError(
+                        "this checkpoint was trained without texts for fixed classes and takes no "
+                        f"other labels: label {i} is '{other}', it has '{own}' there."
+                    )
         if texts is None:
             texts = self.model.encode_text(labels.prompts)
-            if len(texts.sentences) != len(labels):
-                raise PevlError(
-                    f"this checkpoint was trained without texts for {len(texts.sentences)} fixed "
-                    f"classes, and cannot take {len(labels)} other labels."
-                )
             with write_aside(file) as temporary:
-                stored = {k: v.contiguous().cpu() for k, v in vars(texts).items()}
+                stored = {k: v.clone().contiguous().cpu() for k, v in vars(texts).items()}
                 save_file(stored, temporary)
         texts = Texts(**{k: v.to(self.device) for k, v in vars(texts).items()})
         self._texts = (labels, texts)
@@ -204,6 +211,8 @@ def load(
     facts = checkpoint.read_facts(folder)
     needed = facts.model.pose or facts.model.crop == "actor"
     detector = PoseDetector(pose_weights, device=device) if use_pose and needed else None
+    if detector is not None:
+        detector.digest()  # weights that cannot be had are told once, before the model is loaded
     model, facts = checkpoint.load(folder, clip)
     key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
     return Recogniser(model, facts.label_set, key, detector, device, precision)

@@ -170,6 +170,8 @@ def train(
         # Without the actor there is nothing to cut out, now and whenever the model is used.
         config = config.model_copy(update={"pose": False, "crop": "full"})
     config = ModelConfig.model_validate(config.model_dump())
+    if detector is not None:
+        detector.digest()  # weights that cannot be had are told once, not for each clip
     base_state, base = None, None
     try:  # told now, not after an hour
         folder.mkdir(parents=True, exist_ok=True)

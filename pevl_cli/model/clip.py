@@ -8,6 +8,7 @@ inside a block and pose tokens pass through the same blocks; a test compares wit
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import zlib
 from collections import OrderedDict
@@ -262,16 +263,19 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
         raise PevlError(
             f"{source}: neither a weights file nor NAME:TAG, such as ViT-B-16-quickgelu:openai."
         )
+    logging.disable(logging.ERROR)  # its and the hub's lines; what matters is told below
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, force_quick_gelu=config.quick_gelu and path.is_file()
         )
     except Exception as error:  # open_clip and the hub client raise many kinds
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
         raise PevlError(
-            f"{source}: CLIP weights could not be loaded ({first_line[:200]}). Without network, "
-            "download them elsewhere and name the file."
+            f"{source}: CLIP weights could not be loaded ({reason}). Without network, download "
+            "them elsewhere and name the file."
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     normalise = preprocess.transforms[-1]
     quick = any("QuickGELU" in type(m).__name__ for m in model.modules())
     state = _our_names(model.state_dict())
