@@ -114,8 +114,25 @@ class Recogniser:
                 for i in order
             ],
             person=Person(sample.seen, self.model.config.pose_frames, sample.box),
-            warnings=list(sample.warnings),
+            warnings=[*sample.warnings, *self._never_learnt(label_set)],
         )
+
+    def _never_learnt(self, labels: LabelSet) -> list[str]:
+        """A warning where a model that has read nothing but its own labels is asked for others."""
+        if self.labels is None or self.model.config.frozen_base:
+            return []
+        known = {*self.labels.names, *self.labels.texts}
+        unknown = [
+            name
+            for name, text in zip(labels.names, labels.texts, strict=True)
+            if name not in known and text not in known
+        ]
+        if not unknown:
+            return []
+        return [
+            f"this checkpoint never learnt {len(unknown)} of the {len(labels)} labels (such as "
+            f"'{unknown[0]}'), so its scores mean little: train it on them, or use --clip"
+        ]
 
     def read(
         self, video: str | Path, start_s: float | None = None, end_s: float | None = None

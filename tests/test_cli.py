@@ -524,7 +524,7 @@ def test_debug_shows_where_an_error_came_from(
     plain, debugged = pevl(*command), pevl("--debug", *command)
     assert plain.code == debugged.code == 1
     assert "no such file" in one_line(plain.err)
-    assert "Traceback" in debugged.err and "read_timeline" in debugged.err
+    assert "Traceback" in debugged.err and "_check_there" in debugged.err
     assert debugged.err.splitlines()[-1] == plain.err.strip()
 
 
@@ -875,3 +875,15 @@ def test_a_drawn_film_plays_in_ordinary_players(
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height) == (150, 98)
+
+
+def test_labels_that_a_model_from_scratch_never_read_are_warned_of(
+    pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("juggling\nknitting\n")
+    options = ("--checkpoint", tiny_checkpoint, "--no-pose", "--format", "json")
+    (other,) = pevl("classify", make_video(frames=5), *options, "--labels", labels).records
+    assert any("never learnt 2 of the 2" in w and "juggling" in w for w in other["warnings"])
+    (own,) = pevl("classify", make_video(frames=5), *options).records
+    assert not any("never learnt" in w for w in own["warnings"])
