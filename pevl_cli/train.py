@@ -165,7 +165,7 @@ def train(
     """
     recipe = recipe or RECIPES[config_name]
     torch.manual_seed(recipe.seed)
-    config = CONFIGS[config_name].model_copy(update=changes or {})
+    config = ModelConfig.model_validate(CONFIGS[config_name].model_dump() | (changes or {}))
     if detector is None:
         # Without the actor there is nothing to cut out, now and whenever the model is used.
         config = config.model_copy(update={"pose": False, "crop": "full"})

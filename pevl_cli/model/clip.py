@@ -251,6 +251,9 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
 
     path = Path(source).expanduser()
     name, _, tag = source.partition(":")
+    if path.is_file() and config.name not in OPEN_CLIP_NAMES:
+        known = ", ".join(OPEN_CLIP_NAMES)
+        raise PevlError(f"{source}: a weights file fits the configs {known}, not '{config.name}'.")
     if path.is_file():
         name, pretrained = OPEN_CLIP_NAMES[config.name], str(path)
     elif tag:
@@ -269,10 +272,11 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
             name, pretrained=pretrained, force_quick_gelu=config.quick_gelu and path.is_file()
         )
     except Exception as error:  # open_clip and the hub client raise many kinds
-        reason = (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
+        reason = (str(error).strip() or "no reason given").splitlines()[0].split(". ")[0]
+        reason = f"{type(error).__name__}: {reason}"
         raise PevlError(
             f"{source}: CLIP weights could not be loaded ({reason}). Without network, download "
-            "them elsewhere and name the file."
+            "open_clip's file (a state dict or safetensors) elsewhere and name it."
         ) from error
     finally:
         logging.disable(logging.NOTSET)

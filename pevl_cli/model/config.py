@@ -77,6 +77,12 @@ class ModelConfig(BaseModel):
             raise ValueError("pose_frames must be three times video_frames")
         if self.image_size % self.patch_size:
             raise ValueError("image_size must be a multiple of patch_size")
+        if self.width % self.heads or self.text_width % self.text_heads:
+            raise ValueError("heads must divide width")
+        if self.stem == "conv3d" and self.patch_size != 16:
+            raise ValueError("the conv3d stem makes patches of 16 pixels")
+        if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
+            raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
 
     @property
