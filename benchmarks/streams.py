@@ -9,6 +9,7 @@ with the joints taken away (the cut-out still follows the actor).
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -48,6 +49,10 @@ def main() -> None:
     true = [labels.names.index(item.label) for item in items]
     for name, similarities in rows.items():
         got = accuracy(torch.cat(similarities), true, labels.names)
+        if name == "both":
+            counts = Counter(item.label for item in items)
+            for label, share in got.per_class.items():
+                print(f"  {label:22} {round(share * counts[label]):3} of {counts[label]}")
         print(
             f"{name:12} top-1 {got.top1:.1%}  mean class {got.mean_class:.1%}  ({got.count} clips)"
         )

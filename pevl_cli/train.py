@@ -80,13 +80,11 @@ class Event:
     learning_rate: float | None = None
     train_top1: float | None = None
     val: Accuracy | None = None
-    note: str | None = None
 
 
 @dataclass
 class Result:
     folder: Path
-    labels: LabelSet
     epochs: int
     best_epoch: int
     best: Accuracy | None
@@ -165,13 +163,13 @@ def train(
     """
     recipe = recipe or RECIPES[config_name]
     torch.manual_seed(recipe.seed)
-    config = ModelConfig.model_validate(CONFIGS[config_name].model_dump() | (changes or {}))
+    changes = dict(changes or {})
     if detector is None:
         # Without the actor there is nothing to cut out, now and whenever the model is used.
-        config = config.model_copy(update={"pose": False, "crop": "full"})
-    config = ModelConfig.model_validate(config.model_dump())
-    if detector is not None:
+        changes |= {"pose": False, "crop": "full"}
+    else:
         detector.digest()  # weights that cannot be had are told once, not for each clip
+    config = ModelConfig.model_validate(CONFIGS[config_name].model_dump() | changes)
     base_state, base = None, None
     try:  # told now, not after an hour
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +253,7 @@ class Trainer:
             _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate
         )
         schedule = _schedule(optimiser, steps * recipe.epochs, int(steps * recipe.warmup_epochs))
-        result = Result(folder, self.labels, 0, 0, None, None, 0.0)
+        result = Result(folder, 0, 0, None, None, 0.0)
         best = -1.0
         try:
             for epoch in range(1, recipe.epochs + 1):
