@@ -7,6 +7,7 @@ before torch is loaded. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from pevl_cli.errors import PevlError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pevl_cli.plan import Plan
     from pevl_cli.pose import PoseDetector
     from pevl_cli.recognise import Answer
+    from pevl_cli.settings import TrainSettings
     from pevl_cli.train import Event, Result
 
 app = typer.Typer(
@@ -51,6 +54,17 @@ class PoseFormat(StrEnum):
 class Frames(StrEnum):
     sampled = "48"
     all = "all"
+
+
+class HoldOut(StrEnum):
+    group = "group"
+    random = "random"
+
+
+class Crop(StrEnum):
+    full = "full"
+    follow = "follow"
+    actor = "actor"
 
 
 class Precision(StrEnum):
@@ -251,67 +265,147 @@ def _pose_of(
 @app.command()
 def train(
     dataset: Annotated[
-        Path, typer.Option(help="A folder of class folders, or a CSV (path,label,...).")
-    ],
+        Path | None, typer.Option(help="A folder of class folders, or a CSV (path,label,...).")
+    ] = None,
     config: Annotated[
-        str, typer.Option(help="mini (from scratch), vit-b-16 or vit-l-14 (on CLIP).")
-    ] = "mini",
+        str | None,
+        typer.Option(
+            help="mini (from scratch), vit-b-16 or vit-l-14 (on CLIP), or a YAML file "
+            "[default: mini]."
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the checkpoints go [default: runs/DATASET-CONFIG].")
+        Path | None, typer.Option(help="Where the run goes [default: runs/DATASET-CONFIG].")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Label file with texts and other phrasings of the data set's labels."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start from this checkpoint (a folder, or pevl-mini), with new labels."),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP weights for vit-*: NAME:TAG of open_clip, or a file.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Only so many training clips of each action.")
+    ] = None,
+    hold_out: Annotated[
+        HoldOut | None, typer.Option(help="How to split where the data set does not say.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
-    crop: Annotated[str | None, typer.Option(help="actor or full.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="Stop after so many epochs without getting better.")
+    ] = None,
+    crop: Annotated[
+        Crop | None, typer.Option(help="Middle square, the same moved to the actor, or a cut-out.")
+    ] = None,
     no_video: Annotated[bool, typer.Option("--no-video", help="Learn from poses only.")] = False,
     no_pose: NoPose = False,
     pose_weights: PoseWeights = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of this machine to share the work.")
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the products.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, csv, wandb, mlflow or none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any option, such as optim.lr=1e-4.", metavar="KEY=VALUE"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out exactly.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings, sizes and steps; train nothing.")
+    ] = False,
 ) -> None:
     """Teach a model your own actions.
 
     Example: pevl train --dataset my_clips, with my_clips/squat/1.mp4, my_clips/lunge/1.mp4, ...
     """
-    from dataclasses import replace
-
-    from pevl_cli.datasets.manifest import read_manifest
     from pevl_cli.model.config import CONFIGS
+    from pevl_cli.settings import load_settings, read_data
 
-    if config not in CONFIGS:
-        raise UsageError(f"--config {config}: one of {', '.join(CONFIGS)} is needed.")
-    if crop not in {None, "actor", "full"}:
-        raise UsageError(f"--crop {crop}: actor or full is needed.")
     if no_video and no_pose:
         raise UsageError("--no-video and --no-pose together leave nothing to look at.")
-    manifest = read_manifest(dataset, seed)
-    folder = out or Path("runs") / f"{dataset.resolve().stem}-{config}"
+    given: dict[str, Any] = {
+        "data.dataset": dataset,
+        "data.labels": labels,
+        "data.shots": shots,
+        "data.hold_out": None if hold_out is None else hold_out.value,
+        "data.strict": strict or None,
+        "init": init,
+        "clip": clip,
+        "optim.epochs": epochs,
+        "optim.batch_size": batch_size,
+        "optim.lr": learning_rate,
+        "optim.patience": patience,
+        "model.crop": "full" if no_pose else crop and crop.value,
+        "model.video": False if no_video else None,
+        "model.pose": False if no_pose else None,
+        "run.out": out,
+        "run.pose_weights": pose_weights,
+        "run.device": device,
+        "run.processes": gpus,
+        "run.precision": None if precision is None else precision.value,
+        "run.tracker": tracker,
+        "run.seed": seed,
+    }
+    said = {key: value for key, value in given.items() if value is not None}
+    named = config
+    if resume and named is None:
+        named = _stored_settings(out, dataset)
+    named = named or "mini"
+    if dataset is None and named in CONFIGS and not _assigns(assign):
+        raise UsageError("--dataset is needed: a folder of class folders, or a CSV file.")
     _check_weights(pose_weights, no_pose)
-    for warning in manifest.warnings:
+    settings = load_settings(named, said, assign or ())
+    manifest = read_data(settings.data, settings.run.seed)
+    first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    for warning in manifest.warnings if first else ():
         _warn(warning)
 
     from pevl_cli import train as training
-    from pevl_cli.hardware import choose_device
-    from pevl_cli.pose import PoseDetector
 
-    chosen = choose_device(device)
-    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    said: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    recipe = replace(training.RECIPES[config], seed=seed, **said)
-    changes: dict[str, object] = {} if crop is None else {"crop": crop}
-    if no_video:
-        changes["video"] = False
-    detector = None if no_pose else PoseDetector(pose_weights, device=chosen)
+    if settings.init is not None:
+        settings = training.settings_for(named, said, assign or [])
+    if dry_run:
+        from pevl_cli.plan import make_plan
+
+        _print_plan(settings, make_plan(settings, manifest))
+        return
+    if not first:  # one process of several tells what happens
+        training.train(settings, resume=resume, manifest=manifest)
+        return
     with _TrainingView() as view:
-        result = training.train(
-            manifest, config, folder, recipe, changes, detector, clip, None, chosen, view
-        )
-    _print_result(result)
+        result = training.train(settings, view, resume, manifest)
+    _print_result(result, settings)
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
+    """The settings of the run to continue."""
+    if out is None:
+        if dataset is None:
+            raise UsageError("--resume: name the run's folder with --out.")
+        return None
+    file = out / "settings.yaml"
+    return str(file) if file.is_file() else None
+
+
+def _assigns(assignments: list[str] | None) -> bool:
+    return any(a.partition("=")[0].strip() == "data.dataset" for a in assignments or ())
 
 
 class _TrainingView:
@@ -357,37 +451,79 @@ class _TrainingView:
             return
         if event.stage != self.stage or self.task is None or event.done == 1:
             self.stage = event.stage
-            if event.stage == "reading" and event.total == 0:
+            if event.stage == "checking" and event.total == 0:
                 return
             self.task = self.progress.add_task(event.stage, total=event.total, facts="")
         facts = ""
         if event.loss is not None:
             facts = (
                 f"epoch {event.epoch} loss {event.loss:.3f} rate {event.learning_rate:.1e} "
-                f"top-1 {event.train_top1:.1%}"
+                f"top-1 {event.train_top1:.1%} waited {event.wait:.0%}"
             )
         self.progress.update(self.task, completed=event.done, facts=facts)
 
 
-def _print_result(result: Result) -> None:
+def _print_result(result: Result, settings: TrainSettings) -> None:
+    """What was learnt, what is still mixed up, and how to use it."""
     console = _console()
-    for reason in result.skipped:
-        console.print(f"left out: {reason}", style="yellow", highlight=False)
-    if result.interrupted:
-        console.print(f"stopped after {result.epochs} epochs; the checkpoints are usable.")
-    if result.best is not None:
-        console.print(
-            f"best epoch {result.best_epoch}: top-1 {result.best.top1:.1%}, mean class "
-            f"{result.best.mean_class:.1%} on {result.best.count} validation clips; "
-            f"trained {result.seconds / 60:.1f} min"
+
+    def tell(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    if result.left_out:
+        for clip in result.left_out[:10]:
+            tell(f"left out: {clip.reason}", "yellow")
+        tell(
+            f"{len(result.left_out)} clips were left out, all listed with the reason in "
+            f"{result.folder / 'left_out.csv'}",
+            "yellow",
         )
-        weak = sorted(result.best.per_class.items(), key=lambda kv: kv[1])[:3]
-        if weak and weak[0][1] < 1:
-            console.print(
-                "weakest: " + ", ".join(f"{n} {v:.0%}" for n, v in weak if v < 1), highlight=False
+    if result.interrupted:
+        tell(
+            f"stopped after {result.epochs} epochs; the checkpoints are usable, and the same "
+            "command with --resume goes on."
+        )
+    if result.stopped_early:
+        tell(f"stopped after {result.epochs} epochs, as it did not get better any more.")
+    spent = (
+        f"trained on {result.train_clips} clips in {result.seconds / 60:.1f} min, "
+        f"{result.wait:.0%} of it waiting for clips"
+    )
+    if result.best is None:
+        tell(f"{spent}; without validation clips nobody knows how good it is.")
+    else:
+        best = result.best
+        tell(
+            f"best epoch {result.best_epoch}: top-1 {best.top1:.1%}, mean class "
+            f"{best.mean_class:.1%} on {best.count} validation clips; {spent}"
+        )
+        sure = sum(value == 1 for value in best.per_class.values())
+        tell(f"named without a mistake: {sure} of {len(best.per_class)} actions")
+        weak = sorted(best.per_class.items(), key=lambda item: item[1])[:3]
+        if weak[0][1] < 1:
+            tell("weakest: " + ", ".join(f"{n} {v:.0%}" for n, v in weak if v < 1))
+        if best.confused:
+            tell(
+                "mixed up most: "
+                + ", ".join(f"{t} taken for {g} ({n}x)" for t, g, n in best.confused[:3])
             )
-    console.print("use it:", highlight=False)
-    print(f"pevl classify VIDEO --checkpoint {result.folder / 'best'}")
+    tell("use it:")
+    line = ["pevl", "classify", "VIDEO", "--checkpoint", str(result.folder / "best")]
+    if settings.model.frozen_base and settings.clip is not None:
+        line += ["--clip", settings.clip]
+    print(shlex.join(line))
+
+
+def _print_plan(settings: TrainSettings, plan: Plan) -> None:
+    import yaml
+    from rich.console import Console
+    from rich.table import Table
+
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    table = Table(title="would train", title_justify="left", show_header=False)
+    for name, value in plan.rows():
+        table.add_row(name, value)
+    Console().print(table)
 
 
 def _print_answer(answer: Answer) -> None:

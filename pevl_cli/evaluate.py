@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pevl_cli.labels import LabelSet
 from pevl_cli.model.pevl import PeVL, Texts
 from pevl_cli.samples import Sample, collate, view
 
@@ -19,6 +21,17 @@ class Accuracy:
     mean_class: float
     count: int
     per_class: dict[str, float]
+    confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
+
+
+def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
+    """All phrasings of all labels, as the model matches clips with them."""
+    groups = labels.phrasings
+    texts = model.encode_text([prompt for group in groups for prompt in group])
+    if not labels.others or model.text is None:
+        return texts
+    owner = [i for i, group in enumerate(groups) for _ in group]
+    return replace(texts, label=torch.tensor(owner, device=texts.sentences.device))
 
 
 @torch.inference_mode()
@@ -42,9 +55,14 @@ def similarities(
 
 def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
     """Share of clips whose best text is the right one; and its mean over classes that occur."""
-    true = np.asarray(labels)
-    right = similarity.argmax(1).numpy() == true
+    true, given = np.asarray(labels), similarity.argmax(1).numpy()
+    right = given == true
     per_class = {names[c]: float(right[true == c].mean()) for c in np.unique(true)}
+    mixed = Counter(zip(true[~right].tolist(), given[~right].tolist(), strict=True))
     return Accuracy(
-        float(right.mean()), float(np.mean(list(per_class.values()))), len(true), per_class
+        float(right.mean()),
+        float(np.mean(list(per_class.values()))),
+        len(true),
+        per_class,
+        [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
     )

@@ -4,13 +4,16 @@ Knows nothing of models or videos, and imports the standard library only, so tha
 file is reported before anything slow is loaded.
 
 A label file is UTF-8 text with one label a line. Blank lines and lines that start with `#` are
-skipped. A TAB separates a label from a text that describes it better than its name:
+skipped. A TAB separates a label from a text that describes it better than its name, and further
+TABs from other phrasings of it:
 
     # prompt: {text}, a video of gymnastic action
     split jump
     (FX) sissone<TAB>floor exercise, sissonne, legs apart on the diagonal to the floor
+    push-up<TAB>push-up<TAB>press-up<TAB>pushing the body up from the floor
 
-The prompt line is optional and may stand once; `{text}` is replaced by the label's text.
+The prompt line is optional and may stand once; `{text}` is replaced by the label's text. Training
+draws one phrasing at a time, and a clip's similarity with a label is the mean over all of them.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ _SIDE = re.compile(r"(?<![^\W\d_])(?:left|right)(?![^\W\d_])", re.IGNORECASE)
 class LabelSet:
     """Actions to tell apart; label number i is `names[i]`.
 
+    ``others`` are further phrasings of each label, or empty where no label has any.
+
     Raises PevlError when names and texts differ in number, there are none, a name repeats, or the
     prompt does not hold `{text}` exactly once.
     """
@@ -50,6 +55,7 @@ class LabelSet:
     names: tuple[str, ...]
     texts: tuple[str, ...]
     prompt: str = DEFAULT_PROMPT
+    others: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.texts):
@@ -57,6 +63,8 @@ class LabelSet:
                 f"a label set needs one text for each label, "
                 f"but has {len(self.names)} labels and {len(self.texts)} texts"
             )
+        if self.others and len(self.others) != len(self.names):
+            raise PevlError("a label set needs a list of other phrasings for each label, or none")
         if not self.names:
             raise PevlError("a label set needs at least one label")
         seen: set[str] = set()
@@ -73,13 +81,26 @@ class LabelSet:
     @property
     def prompts(self) -> list[str]:
         """One sentence for each label, in label order: the prompt with the text filled in."""
+        return [self._prompt(text) for text in self.texts]
+
+    @property
+    def phrasings(self) -> list[list[str]]:
+        """All sentences for each label: its prompt, then those of the other phrasings."""
+        others = self.others or ((),) * len(self)
+        return [
+            [self._prompt(text) for text in (first, *more)]
+            for first, more in zip(self.texts, others, strict=True)
+        ]
+
+    def _prompt(self, text: str) -> str:
         # Not str.format: texts and prompts may hold braces of their own.
-        return [self.prompt.replace(_SLOT, text) for text in self.texts]
+        return self.prompt.replace(_SLOT, text)
 
     @property
     def names_a_side(self) -> bool:
         """Whether any name or text says left or right; a mirror image would have another label."""
-        return any(_SIDE.search(_CAMEL_CASE.sub(" ", s)) for s in (*self.names, *self.texts))
+        said = (*self.names, *self.texts, *(text for more in self.others for text in more))
+        return any(_SIDE.search(_CAMEL_CASE.sub(" ", s)) for s in said)
 
 
 def read_labels(source: str | Path) -> LabelSet:
@@ -121,10 +142,12 @@ def parse_labels(text: str, source: str) -> LabelSet:
     """Read the text of a label file; `source` names it in errors.
 
     Raises PevlError, with the line number, for a label that repeats, nothing before or after a
-    TAB, a second TAB, and a prompt that repeats or lacks `{text}`; and for a file of no labels.
+    TAB, a phrasing that repeats, and a prompt that repeats or lacks `{text}`; and for a file of no
+    labels.
     """
     line_of: dict[str, int] = {}
     texts: list[str] = []
+    others: list[tuple[str, ...]] = []
     prompt: str | None = None
     prompt_line = 0
 
@@ -147,24 +170,30 @@ def parse_labels(text: str, source: str) -> LabelSet:
 
         # Cut before stripping, or a TAB with nothing behind it would go unnoticed.
         fields = [field.strip() for field in line.split("\t")]
-        if len(fields) > 2:
-            raise PevlError(f"{where}: more than one TAB: write label<TAB>text")
-        name, described = fields[0], fields[-1]
+        name, *phrasings = fields
         if not name:
             raise PevlError(f"{where}: no label before the TAB: write label<TAB>text")
-        if not described:
+        if not all(phrasings):
             raise PevlError(f"{where}: no text after the TAB: write one, or remove the TAB")
+        if len(set(phrasings)) < len(phrasings):
+            raise PevlError(f"{where}: the same phrasing twice: remove one of them")
         if name in line_of:
             raise PevlError(
                 f"{where}: label '{name}' is already on line {line_of[name]}: "
                 f"remove or rename one of them"
             )
         line_of[name] = number
-        texts.append(described)
+        texts.append(phrasings[0] if phrasings else name)
+        others.append(tuple(phrasings[1:]))
 
     if not texts:
         raise PevlError(f"{source} holds no labels: write one label a line")
-    return LabelSet(tuple(line_of), tuple(texts), DEFAULT_PROMPT if prompt is None else prompt)
+    return LabelSet(
+        tuple(line_of),
+        tuple(texts),
+        DEFAULT_PROMPT if prompt is None else prompt,
+        tuple(others) if any(others) else (),
+    )
 
 
 def bundled_label_sets() -> list[str]:

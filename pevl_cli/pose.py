@@ -207,6 +207,14 @@ class PoseDetector:
         self._digest: str | None = None
         self._lock = threading.Lock()  # ultralytics serves one call at a time
 
+    def __getstate__(self) -> dict[str, object]:
+        """For a loader process: what it needs to know, without the network and the lock."""
+        return {**vars(self), "_model": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
     def actor(self, clip: Clip, use_cache: bool = True) -> Actor:
         """The actor of a clip, from the cache where the same frames were looked at before."""
         entry = self._entry(clip) if use_cache else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import similarities
+from pevl_cli.evaluate import encode_labels, similarities
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import CONFIGS, ModelConfig
-from pevl_cli.model.pevl import PeVL, Texts
+from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL, Texts
 from pevl_cli.pose import PoseDetector
 from pevl_cli.samples import Sample, read_sample
 
@@ -121,7 +121,7 @@ class Recogniser:
         """A warning where a model that has read nothing but its own labels is asked for others."""
         if self.labels is None or self.model.config.frozen_base:
             return []
-        known = {*self.labels.names, *self.labels.texts}
+        known = {*self.labels.names, *self.labels.texts, *chain(*self.labels.others)}
         unknown = [
             name
             for name, text in zip(labels.names, labels.texts, strict=True)
@@ -153,8 +153,8 @@ class Recogniser:
         if self._texts is not None and self._texts[0] == labels:
             return self._texts[1]
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self._key, self.precision, *labels.prompts):
-            digest.update(part.encode() + b"\0")
+        for group in ([self._key, self.precision], *labels.phrasings):
+            digest.update("\0".join(group).encode() + b"\n\0")
         file = cache_folder("texts") / f"{digest.hexdigest()}.safetensors"
         texts = _read_texts(file)
         if self.model.text is None and self.labels is not None:
@@ -165,11 +165,11 @@ class Recogniser:
                         f"other labels: label {i} is '{other}', it has '{own}' there."
                     )
         if texts is None:
-            texts = self.model.encode_text(labels.prompts)
+            texts = encode_labels(self.model, labels)
             with write_aside(file) as temporary:
-                stored = {k: v.clone().contiguous().cpu() for k, v in vars(texts).items()}
-                save_file(stored, temporary)
-        texts = Texts(**{k: v.to(self.device) for k, v in vars(texts).items()})
+                parts = {k: v for k, v in vars(texts).items() if v is not None}
+                save_file({k: v.clone().contiguous().cpu() for k, v in parts.items()}, temporary)
+        texts = texts.to(self.device)
         self._texts = (labels, texts)
         return texts
 
@@ -186,11 +186,15 @@ class Recogniser:
             chosen = LabelSet(tuple(labels), tuple(labels))
         if self.labels is None:
             return chosen
-        # A label the checkpoint was trained on keeps the text it was trained with.
-        known = dict(zip(self.labels.names, self.labels.texts, strict=True))
-        if set(chosen.names) <= known.keys() and chosen.texts == chosen.names:
-            texts = tuple(known[name] for name in chosen.names)
-            return replace(chosen, texts=texts, prompt=self.labels.prompt)
+        # A label the checkpoint was trained on keeps the texts it was trained with.
+        own = self.labels
+        place = {name: i for i, name in enumerate(own.names)}
+        if place.keys() >= set(chosen.names) and chosen.texts == chosen.names:
+            rows = [place[name] for name in chosen.names]
+            others = tuple(own.others[i] for i in rows) if own.others else ()
+            return replace(
+                chosen, texts=tuple(own.texts[i] for i in rows), prompt=own.prompt, others=others
+            )
         return chosen
 
 
@@ -222,11 +226,11 @@ def load(
         state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
         model = PeVL(config)
         model.load_state_dict(state, strict=False)  # the rest is temperatures, at CLIP's value
-        model.logit_scale.data.fill_(4.6052)
+        model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
         return Recogniser(model, None, digest, None, device, precision)
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
     facts = checkpoint.read_facts(folder)
-    needed = facts.model.pose or facts.model.crop == "actor"
+    needed = facts.model.pose or facts.model.crop != "full"
     detector = PoseDetector(pose_weights, device=device) if use_pose and needed else None
     if detector is not None:
         detector.digest()  # weights that cannot be had are told once, before the model is loaded

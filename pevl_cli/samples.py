@@ -19,11 +19,12 @@ import torch
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
 from pevl_cli.pose import LAYOUTS, Actor, PoseDetector, to_layout
+from pevl_cli.settings import Augmentation
 from pevl_cli.video import Clip, sample_clip
 
 # A joint the detector is less sure of than this counts as not visible.
 VISIBLE_SCORE = 0.3
-# The model sees the actor's box, over the whole clip, enlarged this much ...
+# The actor's cut-out is his or her box, over the whole clip, enlarged this much ...
 VIEW_MARGIN = 1.25
 # ... and more than that is kept, for shifted views and for turned and scaled variations.
 KEPT_MARGIN = 1.6
@@ -43,25 +44,6 @@ class Sample:
     people: int
     box: list[float] | None  # px of the upright picture
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random variations of a training clip; strengths are the largest changes drawn."""
-
-    mirror: bool = True
-    scale: float = 0.2
-    turn_deg: float = 12.0
-    shift: float = 0.08  # of the view's side
-    shortest: float = 0.7  # part of the clip's time that is kept at least
-    brightness: float = 0.3
-    contrast: float = 0.3
-    colour: float = 0.3
-    grey: float = 0.1  # probability
-    erase: float = 0.3  # probability of a blank rectangle
-    joint_noise: float = 0.008  # standard deviation, of the view's side
-    joint_loss: float = 0.05  # probability, each joint and frame
-    stream_loss: float = 0.1  # probability of losing the video, and of losing the pose
 
 
 def read_sample(
@@ -101,15 +83,21 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
                 f"{actor.people} people at once: followed the one in box "
                 f"{[round(v) for v in box]} for {seen} of {config.pose_frames} frames"
             )
-    if config.crop == "actor" and box is not None:
+    # The paper's: the picture's short side, a little shortened as in CLIP's 256 to 224.
+    side = min(width, height) * 0.875
+    centre = width / 2, height / 2
+    kept_w, kept_h = float(width), float(height)
+    if config.crop != "full" and box is not None:
         x1, y1, x2, y2 = (v * shrunk for v in box)
-        side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
         centre = (x1 + x2) / 2, (y1 + y2) / 2
+        if config.crop == "actor":
+            side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
+        else:  # the paper's square, moved to the actor as far as the picture goes
+            centre = (
+                min(max(centre[0], side / 2), width - side / 2),
+                min(max(centre[1], side / 2), height - side / 2),
+            )
         kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
-    else:  # the paper's: the picture's short side, a little shortened as in CLIP's 256 to 224
-        side = min(width, height) * 0.875
-        centre = width / 2, height / 2
-        kept_w, kept_h = float(width), float(height)
     scale = config.image_size / side
     move = np.array(
         [

@@ -1,209 +1,338 @@
 """Training: the paper's recipe for models on CLIP, a short one for `mini` from scratch.
 
+Lightning Fabric is the engine: devices, precision, processes, trackers. It was chosen over
+Accelerate because its gathering keeps gradients (the contrast needs all processes' clips), it
+starts the processes of one machine itself, and it keeps no state outside its own object.
+
 Knows nothing about consoles: progress goes to a callback, results come back as facts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import platform
+import subprocess
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import lightning_fabric
 import numpy as np
 import torch
-from torch import nn
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from pevl_cli import __version__
-from pevl_cli.datasets.manifest import Item, Manifest
+from pevl_cli.cache import write_aside
+from pevl_cli.clips import (
+    GIGABYTE,
+    Clips,
+    LeftOut,
+    Order,
+    Variations,
+    gather_batch,
+    quiet_worker,
+    write_left_out,
+)
+from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import Accuracy, accuracy, similarities
-from pevl_cli.hardware import has_bf16
+from pevl_cli.evaluate import Accuracy, accuracy, encode_labels, similarities
+from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
-from pevl_cli.model.config import CONFIGS, ModelConfig
-from pevl_cli.model.pevl import Batch, PeVL
+from pevl_cli.model.pevl import Batch, Features, PeVL
 from pevl_cli.pose import PoseDetector
-from pevl_cli.samples import Augmentation, Sample, collate, read_sample, vary
+from pevl_cli.samples import Sample
+from pevl_cli.settings import Augmentation, TrainSettings, load_settings, read_data
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
-# Decoded clips are kept in memory up to this much, beyond it they are decoded again each epoch.
-KEEP_BYTES = 6 << 30
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. The defaults are the paper's (Sec. 4.1) where it says."""
-
-    epochs: int = 50
-    batch_size: int = 8
-    learning_rate: float = 8e-6
-    weight_decay: float = 0.05
-    warmup_epochs: float = 3.0
-    ema_decay: float = 0.0  # 0 = off; else weights averaged over training are kept and tested
-    balance: float = 0.0  # 0 = every clip equally often, 1 = every class equally often
-    clip_norm: float = 1.0
-    seed: int = 0
-
-
-RECIPES = {
-    "vit-b-16": Recipe(),
-    "vit-l-14": Recipe(),
-    "mini": Recipe(
-        epochs=60,
-        batch_size=16,
-        learning_rate=1e-3,
-        ema_decay=0.98,
-        balance=0.5,
-    ),
-}
+STATE, OLDER_STATE = "state.pt", "state.older.pt"
+# Of settings: what may differ when a run is continued, as it changes no weight.
+FREE = {"run": {"device", "out", "tracker", "save_minutes"}, "data": {"workers", "cache_gb"}}
 
 
 @dataclass(frozen=True)
 class Event:
     """Where training stands, after a step or an epoch."""
 
-    stage: str  # "reading", "training", "validating"
+    stage: str  # "checking", "training", "validating"
     done: int
     total: int
     epoch: int = 0
     loss: float | None = None
     learning_rate: float | None = None
     train_top1: float | None = None
+    wait: float | None = None  # share of the time that was spent waiting for clips
     val: Accuracy | None = None
 
 
 @dataclass
 class Result:
     folder: Path
-    epochs: int
-    best_epoch: int
-    best: Accuracy | None
-    last: Accuracy | None
-    seconds: float
+    train_clips: int = 0
+    val_clips: int = 0
+    epochs: int = 0
+    best_epoch: int = 0
+    best: Accuracy | None = None
+    last: Accuracy | None = None
+    seconds: float = 0.0
+    wait: float = 0.0  # share of the training time that was spent waiting for clips
     interrupted: bool = False
-    skipped: list[str] = field(default_factory=list)
+    stopped_early: bool = False
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 Listener = Callable[[Event], None]
 
 
-class Clips:
-    """The readable clips of a split, decoded once and kept while memory allows."""
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        labels: LabelSet,
-        config: ModelConfig,
-        detector: PoseDetector | None,
-        listener: Listener,
-    ) -> None:
-        self.config, self.detector = config, detector
-        self.items: list[Item] = []
-        self.labels: list[int] = []
-        self.skipped: list[str] = []
-        self._kept: list[Sample | None] = []
-        index = {name: i for i, name in enumerate(labels.names)}
-        kept_bytes = 0
-        with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
-            for done, (item, sample) in enumerate(
-                zip(items, pool.map(self._try_read, items), strict=True), 1
-            ):
-                if isinstance(sample, Sample):
-                    kept_bytes += sample.frames.nbytes
-                    self.items.append(item)
-                    self.labels.append(index[item.label])
-                    self._kept.append(sample if kept_bytes < KEEP_BYTES else None)
-                else:
-                    self.skipped.append(sample)
-                listener(Event("reading", done, len(items)))
-
-    def _try_read(self, item: Item) -> Sample | str:
-        try:
-            return self._read(item)
-        except PevlError as error:
-            return str(error)
-
-    def _read(self, item: Item) -> Sample:
-        return read_sample(item.path, self.config, self.detector, item.start_s, item.end_s)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self._kept[i] or self._read(self.items[i])
-
-
 def train(
-    manifest: Manifest,
-    config_name: str,
-    folder: Path,
-    recipe: Recipe | None = None,
-    changes: dict[str, object] | None = None,
-    detector: PoseDetector | None = None,
-    clip: str | None = None,
-    augmentation: Augmentation | None = None,
-    device: str = "cpu",
+    settings: TrainSettings,
     listener: Listener = lambda event: None,
+    resume: bool = False,
+    manifest: Manifest | None = None,
 ) -> Result:
-    """Train a model on a manifest and write `best/`, `last/` and their facts into ``folder``.
+    """Train a model and write `best/`, `last/` and the facts of the run into its folder.
 
-    ``changes`` are fields of the config to set otherwise; ``clip`` is where CLIP's weights are.
-    KeyboardInterrupt ends training early and still leaves both checkpoints.
+    ``resume`` continues the run in that folder. KeyboardInterrupt ends training early and still
+    leaves both checkpoints. PevlError says why it cannot be done.
     """
-    recipe = recipe or RECIPES[config_name]
-    torch.manual_seed(recipe.seed)
-    changes = dict(changes or {})
-    if detector is None:
-        # Without the actor there is nothing to cut out, now and whenever the model is used.
-        changes |= {"pose": False, "crop": "full"}
-    else:
+    manifest = manifest or read_data(settings.data, settings.run.seed)
+    detector = None
+    config = settings.model
+    if config.pose or config.crop != "full":
+        detector = PoseDetector(
+            settings.run.pose_weights, device=choose_device(settings.run.device)
+        )
         detector.digest()  # weights that cannot be had are told once, not for each clip
-    config = ModelConfig.model_validate(CONFIGS[config_name].model_dump() | changes)
-    base_state, base = None, None
+    folder = settings.folder
     try:  # told now, not after an hour
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{folder}: not a folder to write to ({error.strerror}).") from error
-    if config.frozen_base:
-        source = clip or DEFAULT_CLIP[config_name]
-        base_state, config, digest = load_clip(source, config)
-        base = checkpoint.Base(source=source, digest=digest)
-    train_clips = Clips(manifest.of("train"), manifest.labels, config, detector, listener)
-    val_clips = Clips(manifest.of("val"), manifest.labels, config, detector, listener)
+    if resume and not any((folder / name).is_file() for name in (STATE, OLDER_STATE)):
+        raise PevlError(f"{folder}: there is no run to continue in it (no {STATE}).")
+    model, base = make_model(settings, manifest.labels)
+    fabric = _fabric(settings)
+    fabric.launch()
+    if fabric.global_rank:
+        listener = _nobody
+    train_clips, val_clips, left_out = _clips(settings, manifest, detector, fabric, listener)
+    torch.manual_seed(settings.run.seed)
+    facts = _facts(settings, manifest, detector, train_clips, val_clips)
+    trainer = Trainer(model, manifest.labels, settings, fabric, listener)
+    if resume:
+        trainer.resume(folder)
+    if fabric.is_global_zero:
+        write_left_out(folder / "left_out.csv", left_out)
+        write_run(folder, settings, facts)
+    result = trainer.fit(train_clips, val_clips, folder, base, facts)
+    result.left_out = left_out
+    return result
+
+
+def _nobody(_: Event) -> None:
+    return None
+
+
+def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpoint.Base | None]:
+    """The model to train: new, on CLIP's weights, or from the checkpoint ``init``."""
+    config = settings.model
+    if not config.text:
+        config = config.model_copy(update={"classes": len(labels)})
+    torch.manual_seed(settings.run.seed)
+    if settings.init is not None:
+        source = checkpoint.find(settings.init)
+        old, facts = checkpoint.load(source, settings.clip)
+        model = PeVL(config)
+        state = old.state_dict()
+        wanted = model.state_dict()
+        new = {"class_vectors"}  # fixed classes have nothing to do with other ones
+        for name, value in wanted.items():
+            if name not in new and (name not in state or state[name].shape != value.shape):
+                raise PevlError(
+                    f"{source}: cannot be started from with these settings, as weight '{name}' "
+                    "is absent or of another size in it; leave the model's sizes as they are."
+                )
+        model.load_state_dict({k: v for k, v in state.items() if k in wanted.keys() - new}, False)
+        return model, facts.base
+    if not config.frozen_base:
+        return PeVL(config), None
+    clip = settings.clip or DEFAULT_CLIP[config.name]
+    state, config, digest = load_clip(clip, config)
+    model = PeVL(config)
+    model.load_state_dict(state, strict=False)  # its names were checked by load_clip
+    return model, checkpoint.Base(source=clip, digest=digest)
+
+
+def settings_for(
+    config: str | Path,
+    given: dict[str, Any] | None = None,
+    assignments: list[str] | None = None,
+) -> TrainSettings:
+    """`load_settings`, with the model of the checkpoint that training starts from, if any."""
+    settings = load_settings(config, given, assignments or ())
+    if settings.init is None:
+        return settings
+    base = checkpoint.read_facts(checkpoint.find(settings.init)).model
+    return load_settings(config, given, assignments or (), base)
+
+
+def _clips(
+    settings: TrainSettings,
+    manifest: Manifest,
+    detector: PoseDetector | None,
+    fabric: Fabric,
+    listener: Listener,
+) -> tuple[Clips, Clips, list[LeftOut]]:
+    """Training and validation clips, those that cannot be read left out."""
+    data, names = settings.data, manifest.labels.names
+    splits = [
+        Clips(manifest.of(split), names, settings.model, detector, data.cache_gb * GIGABYTE)
+        for split in ("train", "val")
+    ]
+    total = sum(len(clips) for clips in splits)
+    left_out: list[LeftOut] = []
+    # One process of a machine looks, the others find its entries in the cache.
+    with fabric.rank_zero_first(local=True):
+        done = 0
+        for clips in splits:
+            count = len(clips)
+            before = done
+            left_out += clips.check(
+                lambda i, _: listener(Event("checking", before + i, total))  # noqa: B023
+            )
+            done += count
+    train_clips, val_clips = splits
+    if left_out and data.strict:
+        raise PevlError(
+            f"{manifest.source}: {len(left_out)} of {total} clips cannot be read, the first: "
+            f"{left_out[0].reason} Without --strict they are left out."
+        )
+    if data.shots is not None:
+        train_clips.few(data.shots, settings.run.seed)
     if len(set(train_clips.labels)) < 2:
         raise PevlError(
             f"{manifest.source}: fewer than two classes have readable training clips; "
-            f"{len(train_clips.skipped)} could not be read"
-            + (f", the first: {train_clips.skipped[0]}" if train_clips.skipped else ".")
+            f"{len(left_out)} could not be read"
+            + (f", the first: {left_out[0].reason}" if left_out else ".")
         )
-    model = PeVL(config)
-    if base_state is not None:
-        model.load_state_dict(base_state, strict=False)  # its names were checked by load_clip
-    trainer = Trainer(model.to(device), manifest.labels, recipe, augmentation, listener)
-    facts = {
-        "pevl": __version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
-        "data": manifest.source.parent.name if manifest.source.is_file() else manifest.source.name,
-        "train_clips": len(train_clips),
-        "val_clips": len(val_clips),
-        "recipe": asdict(recipe),
-        "pose_weights": detector.digest() if detector is not None else None,
-    }
-    result = trainer.fit(train_clips, val_clips, folder, base, facts)
-    result.skipped = train_clips.skipped + val_clips.skipped
-    return result
+    return train_clips, val_clips, left_out
+
+
+def _fabric(settings: TrainSettings) -> Fabric:
+    run, folder = settings.run, settings.folder
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its greeting
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    device = choose_device(run.device)
+    accelerator, _, index = device.partition(":")
+    precision = _precision(settings)
+    if precision == "fp16" and accelerator == "cpu":
+        raise PevlError("run.precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+    # Under torchrun it is torchrun that says how many there are.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
+    world = int(os.environ.get("WORLD_SIZE", processes))
+    if settings.optim.batch_size % world:
+        raise PevlError(
+            f"optim.batch_size {settings.optim.batch_size} cannot be shared among {world} "
+            "processes evenly."
+        )
+    if accelerator == "cuda" and processes > torch.cuda.device_count():
+        raise PevlError(
+            f"{processes} GPUs were asked for, and {torch.cuda.device_count()} are there."
+        )
+    strategy: Any = "auto"
+    if world > 1:
+        strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(hours=12))
+    return Fabric(
+        accelerator=accelerator,
+        devices=[int(index)] if index and processes == 1 else processes,
+        num_nodes=max(world // processes, 1),
+        strategy=strategy,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+        loggers=_tracker(run.tracker, folder),
+    )
+
+
+def _precision(settings: TrainSettings) -> str:
+    if settings.run.precision != "auto":
+        return settings.run.precision
+    return "bf16" if has_bf16(choose_device(settings.run.device)) else "fp32"
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    if name == "none":
+        return None
+    if name == "tensorboard":
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="log", version="")
+    if name == "csv":
+        from lightning_fabric.loggers import CSVLogger
+
+        return CSVLogger(folder, name="log", version="")
+    try:
+        from lightning.pytorch import loggers
+
+        if name == "wandb":
+            return loggers.WandbLogger(save_dir=folder, project="pevl", name=folder.name)
+        return loggers.MLFlowLogger(experiment_name="pevl", run_name=folder.name)
+    except ImportError as error:
+        raise PevlError(f"run.tracker {name}: pip install lightning {name} first.") from error
+
+
+class _Step(nn.Module):
+    """What a process computes of a step; a module, so that gradients are shared among processes."""
+
+    def __init__(self, model: PeVL, fabric: Fabric) -> None:
+        super().__init__()
+        self.model = model
+        self.fabric_of: Callable[[], Fabric] = lambda: fabric  # not a part of the module
+
+    def forward(
+        self,
+        frames: Tensor,
+        joints: Tensor,
+        has_video: Tensor | None,
+        prompts: list[str],
+        chosen: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and S of the whole batch from its part here; labels of the whole, into prompts."""
+        batch = Batch(frames, joints, has_video)
+        texts = self.model.encode_text(prompts)
+        if self.model.text is None:
+            texts = texts[chosen]
+        return self.model.loss(batch, texts, labels, self.gather)
+
+    def gather(self, features: Features) -> Features:
+        """Those of all processes, in their order; gradients flow back to each."""
+        fabric = self.fabric_of()
+        if fabric.world_size == 1:
+            return features
+        whole: dict[str, Tensor | None] = {}
+        for part in fields(features):
+            value: Tensor | None = getattr(features, part.name)
+            if value is not None:
+                together = fabric.all_gather(value, sync_grads=value.requires_grad)
+                assert isinstance(together, Tensor)
+                value = together.flatten(0, 1)
+            whole[part.name] = value
+        return Features(**whole)
 
 
 class Trainer:
@@ -213,23 +342,45 @@ class Trainer:
         self,
         model: PeVL,
         labels: LabelSet,
-        recipe: Recipe,
-        augmentation: Augmentation | None,
-        listener: Listener,
+        settings: TrainSettings,
+        fabric: Fabric | None = None,
+        listener: Listener = _nobody,
     ) -> None:
-        self.model, self.labels, self.recipe, self.listener = model, labels, recipe, listener
-        augmentation = augmentation or Augmentation()
+        self.labels, self.settings, self.listener = labels, settings, listener
+        self.fabric = fabric or _fabric(settings)
+        augmentation = settings.augment
         if labels.names_a_side:  # a mirrored left kick is a right one
-            augmentation = Augmentation(**{**asdict(augmentation), "mirror": False})
+            augmentation = augmentation.model_copy(update={"mirror": False})
         if not (model.config.video and model.config.pose):
-            augmentation = Augmentation(**{**asdict(augmentation), "stream_loss": 0.0})
-        self.augmentation = augmentation
-        self.rng = np.random.default_rng(recipe.seed)
+            augmentation = augmentation.model_copy(update={"stream_loss": 0.0})
+        self.augmentation: Augmentation = augmentation
+        self.model = model
+        model.checkpointing = settings.run.checkpointing
+        self.precision = _precision(settings)
+        self._halved = model.config.frozen_base and self.precision == "bf16"
+        self._halve_frozen()
+        if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        optim = settings.optim
+        step: nn.Module = _Step(model, self.fabric)
+        if settings.run.compile:
+            step = torch.compile(step)  # type: ignore[assignment]
+        self.optimiser = torch.optim.AdamW(_groups(model, optim.weight_decay), lr=optim.lr)
+        self.step, self._wrapped_optimiser = self.fabric.setup(step, self.optimiser)
         self.averaged: AveragedModel | None = None
-        if recipe.ema_decay:
+        if optim.ema_decay:
             self.averaged = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+                model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True
             )
+        self._state: dict[str, Any] | None = None
+
+    def _halve_frozen(self) -> None:
+        """Frozen matrices need no more than the precision they are used in."""
+        if not self._halved:
+            return
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad and parameter.ndim > 1:
+                parameter.data = parameter.data.to(torch.bfloat16)
 
     @property
     def tested_model(self) -> PeVL:
@@ -247,111 +398,276 @@ class Trainer:
         base: checkpoint.Base | None,
         facts: dict[str, object],
     ) -> Result:
-        recipe, started = self.recipe, time.monotonic()
-        steps = max(len(train_clips) // recipe.batch_size, 1)
-        optimiser = torch.optim.AdamW(
-            _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate
-        )
-        schedule = _schedule(optimiser, steps * recipe.epochs, int(steps * recipe.warmup_epochs))
-        result = Result(folder, 0, 0, None, None, 0.0)
-        best = -1.0
+        """Train to the end of the schedule, or until it no longer gets better."""
         try:
-            for epoch in range(1, recipe.epochs + 1):
-                self._epoch(train_clips, steps, epoch, optimiser, schedule)
+            return self._fit(train_clips, val_clips, folder, base, facts)
+        except torch.OutOfMemoryError as error:
+            raise PevlError(self._out_of_memory()) from error
+
+    def _fit(
+        self,
+        train_clips: Clips,
+        val_clips: Clips,
+        folder: Path,
+        base: checkpoint.Base | None,
+        facts: dict[str, object],
+    ) -> Result:
+        optim, run = self.settings.optim, self.settings.run
+        steps = steps_per_epoch(self.settings, len(train_clips))
+        schedule = _schedule(self.optimiser, steps * optim.epochs, int(steps * optim.warmup_epochs))
+        result = Result(folder, len(train_clips), len(val_clips))
+        best, right, seen, waited = -1.0, 0, 0, 0.0
+        spent = 0.0  # seconds of earlier sessions
+        start = 0
+        state, self._state = self._state, None
+        if state is not None:
+            # The optimiser after its schedule, whose making sets the learning rate.
+            self.optimiser.load_state_dict(state["optimiser"])
+            schedule.load_state_dict(state["schedule"])
+            start, best = state["steps"], state["best"]
+            right, seen, spent, waited = (
+                state["right"],
+                state["seen"],
+                state["spent"],
+                state["wait"],
+            )
+            result.best, result.last = _accuracy(state["best_val"]), _accuracy(state["last_val"])
+            result.epochs, result.best_epoch = start // steps, state["best_epoch"]
+        order = Order(
+            train_clips.labels,
+            optim.batch_size,
+            steps * optim.accumulate,
+            optim.epochs,
+            optim.balance,
+            run.seed,
+        )
+        order.start = start * optim.accumulate
+        order.rank, order.world = self.fabric.global_rank, self.fabric.world_size
+        loader = self._loader(Variations(train_clips, self.augmentation, run.seed), order)
+        batches = iter(loader)
+        started = saved = time.monotonic()
+        checked = 0
+
+        def save_state(steps_done: int) -> None:
+            nonlocal saved
+            if self.fabric.is_global_zero:
+                save(
+                    folder,
+                    {
+                        "settings": _fixed(self.settings),
+                        "data": facts["data_hash"],
+                        "model": self._kept(self.model),
+                        "averaged": None
+                        if self.averaged is None
+                        else (int(self.averaged.n_averaged), self._kept(self.tested_model)),
+                        "optimiser": self.optimiser.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "steps": steps_done,
+                        "best": best,
+                        "best_epoch": result.best_epoch,
+                        "best_val": None if result.best is None else asdict(result.best),
+                        "last_val": None if result.last is None else asdict(result.last),
+                        "right": right,
+                        "seen": seen,
+                        "wait": waited,
+                        "spent": spent + time.monotonic() - started,
+                    },
+                )
+            saved = time.monotonic()
+
+        try:
+            for done in range(start + 1, steps * optim.epochs + 1):
+                epoch, within = divmod(done - 1, steps)
+                epoch += 1
+                if within == 0:
+                    right = seen = 0
+                loss, hits, wait = self._step(batches, order, epoch, within)
+                schedule.step()
+                right, seen, waited = right + hits[0], seen + hits[1], waited + wait
+                elapsed = max(spent + time.monotonic() - started, 1e-9)
+                self._tell(done, steps, epoch, loss, schedule, right / seen, waited / elapsed)
+                if within < steps - 1:
+                    if time.monotonic() - saved > 60 * run.save_minutes:
+                        save_state(done)
+                    continue
                 result.epochs = epoch
                 # Checked about 30 times: often enough to choose, seldom enough to cost little.
-                if epoch % max(recipe.epochs // 30, 1) and epoch < recipe.epochs:
-                    continue
-                result.last = self.test(val_clips, epoch) if len(val_clips) else None
-                value = 0.0 if result.last is None else result.last.top1 + result.last.mean_class
-                if value >= best:
-                    best, result.best, result.best_epoch = value, result.last, epoch
-                    self._save(folder / "best", base, facts, result, started)
+                if not (epoch % max(optim.epochs // 30, 1)) or epoch == optim.epochs:
+                    checked += 1
+                    result.last = self.test(val_clips, epoch)
+                    value = -0.5
+                    if result.last is not None:
+                        value = result.last.top1 + result.last.mean_class
+                    if value >= best:
+                        best, result.best, result.best_epoch = value, result.last, epoch
+                        self._save(folder / "best", base, facts, result, spent, started)
+                save_state(done)
+                if optim.patience and epoch - result.best_epoch >= optim.patience:
+                    result.stopped_early = True
+                    break
         except KeyboardInterrupt:
             result.interrupted = True
-        self._save(folder / "last", base, facts, result, started)
-        if best < 0:  # interrupted before the first check
-            self._save(folder / "best", base, facts, result, started)
-        result.seconds = time.monotonic() - started
+        for logger in self.fabric.loggers:
+            logger.finalize("success")
+        self._save(folder / "last", base, facts, result, spent, started)
+        if best < -0.5:  # interrupted before the first check
+            self._save(folder / "best", base, facts, result, spent, started)
+        result.seconds = spent + time.monotonic() - started
+        result.wait = waited / max(result.seconds, 1e-9)
         return result
 
-    def test(self, clips: Clips, epoch: int) -> Accuracy:
-        model = self.tested_model.eval()
-        with torch.inference_mode():
-            texts = model.encode_text(self.labels.prompts)
-        found = []
-        for start in range(0, len(clips), 16):
-            part = [clips[i] for i in range(start, min(start + 16, len(clips)))]
-            found.append(similarities(model, part, texts))
-        got = accuracy(torch.cat(found), clips.labels, self.labels.names)
-        self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
-        return got
+    def _loader(self, clips: Variations, order: Order) -> DataLoader[Batch]:
+        workers = self.settings.data.workers
+        device = self.fabric.device.type
+        if workers is None:
+            # A CPU that computes the model has no core to spare; a GPU has to be kept busy.
+            workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+        return DataLoader(
+            clips,
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=gather_batch,
+            worker_init_fn=quiet_worker,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # its draws shall not move the model's
+        )
 
-    def _epoch(
+    def _step(
+        self, batches: Iterator[Batch], order: Order, epoch: int, within: int
+    ) -> tuple[float, tuple[int, int], float]:
+        """One step of the optimiser: its loss, hits and clips, seconds waited for clips."""
+        optim, fabric = self.settings.optim, self.fabric
+        self.step.train()
+        # Every step by itself: a continued run draws the same dropout as an uninterrupted one.
+        key = (self.settings.run.seed, epoch, within, fabric.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        drawn = np.random.default_rng([self.settings.run.seed, epoch, within])
+        device = fabric.device
+        total, waited, right, seen = 0.0, 0.0, 0, 0
+        for part in range(optim.accumulate):
+            before = time.monotonic()
+            batch = next(batches).to(device)
+            waited += time.monotonic() - before
+            shown = order.batch(epoch, within * optim.accumulate + part)
+            classes = torch.tensor([order.labels[place.clip] for place in shown])
+            # The batch's distinct labels only, each encoded once, in one of its phrasings.
+            distinct, labels = torch.unique(classes, return_inverse=True)
+            groups = [self.labels.phrasings[int(c)] for c in distinct]
+            prompts = [group[int(drawn.integers(len(group)))] for group in groups]
+            last = part == optim.accumulate - 1
+            with fabric.no_backward_sync(self.step, enabled=not last), _attention(device):
+                loss, similarity = self.step(
+                    *(batch.frames, batch.joints, batch.has_video),
+                    *(prompts, distinct.to(device), labels.to(device)),
+                )
+                value = float(loss.detach())
+                if not np.isfinite(value):
+                    raise PevlError(
+                        f"training went wrong in epoch {epoch}: the loss is {value}. "
+                        "Lower --learning-rate."
+                    )
+                fabric.backward(loss / optim.accumulate)
+            total += value / optim.accumulate
+            right += int((similarity.argmax(1).cpu() == labels).sum())
+            seen += len(labels)
+        fabric.clip_gradients(
+            self.step, self._wrapped_optimiser, max_norm=optim.clip_norm, error_if_nonfinite=False
+        )
+        self._wrapped_optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.model.limit_temperatures()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        return total, (right, seen), waited
+
+    def _tell(
         self,
-        clips: Clips,
+        done: int,
         steps: int,
         epoch: int,
-        optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        loss: float,
+        schedule: LRScheduler,
+        top1: float,
+        wait: float,
     ) -> None:
-        model, recipe = self.model.train(), self.recipe
-        order = self._order(clips.labels, steps * recipe.batch_size)
-        device = model.logit_scale.device
-        half = has_bf16(device.type)
-        right = seen = 0
-        for step in range(steps):
-            chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            batch = self._batch(clips, chosen).to(device)
-            classes = torch.tensor([clips.labels[i] for i in chosen])
-            # The batch's distinct labels only, each encoded once.
-            distinct, labels = torch.unique(classes, return_inverse=True)
-            prompts = [self.labels.prompts[int(c)] for c in distinct]
-            with torch.autocast(device.type, torch.bfloat16, enabled=half), _attention(device):
-                texts = model.encode_text(prompts)
-                if model.text is None:
-                    texts = texts[distinct.to(device)]
-                loss, similarity = model.loss(batch, texts, labels.to(device))
-            if not torch.isfinite(loss):
-                raise PevlError(
-                    f"training went wrong in epoch {epoch}: the loss is {loss.item()}. "
-                    "Lower --learning-rate."
-                )
-            optimiser.zero_grad(set_to_none=True)
-            with _attention(device):
-                loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimiser.step()
-            schedule.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(model)
-            right += int((similarity.argmax(1).cpu() == labels).sum())
-            seen += len(chosen)
-            self.listener(
-                Event(
-                    "training",
-                    (epoch - 1) * steps + step + 1,
-                    steps * recipe.epochs,
-                    epoch,
-                    float(loss.detach()),
-                    float(schedule.get_last_lr()[0]),
-                    right / seen,
-                )
+        rate = float(schedule.get_last_lr()[0])
+        self.listener(
+            Event(
+                "training", done, steps * self.settings.optim.epochs, epoch, loss, rate, top1, wait
             )
+        )
+        if done % 10 == 0 or done % steps == 0:
+            facts = {"loss": loss, "learning_rate": rate, "train_top1": top1, "loader_wait": wait}
+            self.fabric.log_dict({f"train/{k}": v for k, v in facts.items()}, step=done)
 
-    def _order(self, labels: Sequence[int], count: int) -> np.ndarray:
-        """Clips of one epoch; with ``balance`` the rarer classes come more often."""
-        if not self.recipe.balance or count > len(labels):
-            rounds = -(-count // len(labels))
-            order = np.concatenate([self.rng.permutation(len(labels)) for _ in range(rounds)])
-            return order[:count]
-        sizes = Counter(labels)
-        weight = np.array([sizes[c] ** -self.recipe.balance for c in labels], float)
-        return self.rng.choice(len(labels), count, replace=False, p=weight / weight.sum())
+    @torch.inference_mode()
+    def test(self, clips: Clips, epoch: int) -> Accuracy | None:
+        """Accuracy on clips, shared among the processes; None without clips."""
+        if not len(clips):
+            return None
+        model, fabric = self.tested_model.eval(), self.fabric
+        with self._as_trained():
+            texts = encode_labels(model, self.labels)
+        rank, world = fabric.global_rank, fabric.world_size
+        # Each has as many, so the last ones of some processes stand twice.
+        count = -(-len(clips) // world)
+        own = [min(rank + i * world, len(clips) - 1) for i in range(count)]
+        rows = []
+        for first in range(0, count, 16):
+            samples: list[Sample] = [clips[i] for i in own[first : first + 16]]
+            with self._as_trained():
+                rows.append(similarities(model, samples, texts))
+        similarity = torch.cat(rows)
+        if world > 1:
+            together = fabric.all_gather(similarity.to(fabric.device))
+            assert isinstance(together, Tensor)
+            similarity = together.transpose(0, 1).flatten(0, 1)[: len(clips)].cpu()
+        got = accuracy(similarity, clips.labels, self.labels.names)
+        self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
+        fabric.log_dict({"val/top1": got.top1, "val/mean_class": got.mean_class}, step=epoch)
+        return got
 
-    def _batch(self, clips: Clips, chosen: np.ndarray) -> Batch:
-        config = self.model.config
-        return collate([vary(clips[i], config, self.augmentation, self.rng) for i in chosen])
+    def _as_trained(self) -> AbstractContextManager[None]:
+        """What was halved has to be computed so; all else is tested as it will be used."""
+        return self.fabric.autocast() if self._halved else nullcontext()
+
+    def _out_of_memory(self) -> str:
+        optim, run = self.settings.optim, self.settings.run
+        half = max(optim.batch_size // 2, 2)
+        ways = [f"--set optim.batch_size={half} --set optim.accumulate={optim.accumulate * 2}"]
+        if not run.checkpointing:
+            ways.append("--set run.checkpointing=true (about a third of the memory)")
+        if self.precision == "fp32":
+            ways.append("--precision bf16 (half of it)")
+        return (
+            f"the GPU's memory is too small for {optim.batch_size} clips at a time. "
+            f"Try {', or '.join(ways)}; the run can be continued only with the same settings."
+        )
+
+    # -- what is kept ---------------------------------------------------------------------------
+
+    def _kept(self, model: PeVL) -> dict[str, Tensor]:
+        """A model's weights without CLIP's, which never change."""
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        return {k: v for k, v in model.state_dict().items() if k not in frozen}
+
+    def resume(self, folder: Path) -> None:
+        """Take up the newest state in a run's folder that can be read."""
+        state = load_state(folder)
+        said, now = state["settings"], _fixed(self.settings)
+        for key in sorted(said.keys() | now.keys()):
+            if said.get(key) != now.get(key):
+                raise PevlError(
+                    f"{folder}: was started with {key} = {said.get(key)}, not {now.get(key)}; "
+                    "a run is continued with the settings it began with."
+                )
+        self.model.load_state_dict(state["model"], strict=False)
+        if self.averaged is not None:
+            count, weights = state["averaged"]
+            self.averaged.n_averaged.fill_(count)
+            self.tested_model.load_state_dict(weights, strict=False)
+        self._state = state
 
     def _save(
         self,
@@ -359,18 +675,152 @@ class Trainer:
         base: checkpoint.Base | None,
         facts: dict[str, object],
         result: Result,
+        spent: float,
         started: float,
     ) -> None:
+        if not self.fabric.is_global_zero:
+            return
         training = {
             **facts,
             "epochs_done": result.epochs,
-            "seconds": round(time.monotonic() - started),
+            "seconds": round(spent + time.monotonic() - started),
             "val_top1": None if result.last is None else round(result.last.top1, 4),
             "val_mean_class": None if result.last is None else round(result.last.mean_class, 4),
         }
         model = self.tested_model
         stored = checkpoint.facts_of(model.config, self.labels, base, training)
         checkpoint.save(folder, model.state_dict(), stored)
+
+
+def steps_per_epoch(settings: TrainSettings, clips: int) -> int:
+    optim = settings.optim
+    return max(
+        clips // (optim.batch_size * optim.accumulate), -(-optim.min_steps // optim.epochs), 1
+    )
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write a run's state; the one before it stays beside it, whatever happens meanwhile."""
+    target, older = folder / STATE, folder / OLDER_STATE
+    with write_aside(target) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's writer tells a full disk so
+            raise PevlError(
+                f"{target}: the run's state cannot be written; is the disk full? "
+                "What was saved before is still there."
+            ) from error
+        if target.exists():
+            os.replace(target, older)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The newest state of a run that can be read; PevlError when there is none."""
+    problem = "there is none"
+    for name in (STATE, OLDER_STATE):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            problem = f"{name} is damaged: {str(error).splitlines()[0][:80]}"
+            warnings.warn(f"{folder}: {problem}; looking for an older one", stacklevel=2)
+            continue
+        return state
+    raise PevlError(f"{folder}: no state of the run can be read ({problem}).")
+
+
+def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
+    if stored is None:
+        return None
+    return Accuracy(**stored)
+
+
+def _fixed(settings: TrainSettings) -> dict[str, str]:
+    """The settings that decide the weights, flat: what a continued run must have the same."""
+    flat = {}
+    for section, values in settings.model_dump(mode="json").items():
+        if not isinstance(values, dict):
+            flat[section] = str(values)
+            continue
+        for key, value in values.items():
+            if key not in FREE.get(section, ()):
+                flat[f"{section}.{key}"] = str(value)
+    return flat
+
+
+def _facts(
+    settings: TrainSettings,
+    manifest: Manifest,
+    detector: PoseDetector | None,
+    train_clips: Clips,
+    val_clips: Clips,
+) -> dict[str, object]:
+    """What a checkpoint tells of its making."""
+    source = manifest.source
+    return {
+        "pevl": __version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.run.device}",
+        "data": source.parent.name if source.is_file() else source.name,
+        "data_hash": data_hash(manifest),
+        "train_clips": len(train_clips),
+        "val_clips": len(val_clips),
+        "init": settings.init,
+        "optim": settings.optim.model_dump(),
+        "augment": settings.augment.model_dump(),
+        "seed": settings.run.seed,
+        "shots": settings.data.shots,
+        "pose_weights": detector.digest() if detector is not None else None,
+    }
+
+
+def data_hash(manifest: Manifest) -> str:
+    """Hash of what is trained on: clips by their place in the set, labels, texts and splits."""
+    root = manifest.source if manifest.source.is_dir() else manifest.source.parent
+    digest = hashlib.blake2b(digest_size=8)
+    for item in manifest.items:
+        with suppress(ValueError):
+            item = replace(item, path=item.path.relative_to(root))
+        digest.update(repr(item).encode())
+    digest.update(repr(manifest.labels).encode())
+    return digest.hexdigest()
+
+
+def write_run(folder: Path, settings: TrainSettings, facts: dict[str, object]) -> None:
+    """The whole config, to be given to --config again, and all else that was true of the run."""
+    with write_aside(folder / "settings.yaml") as temporary:
+        temporary.write_text(
+            yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+    about = {
+        **facts,
+        "python": platform.python_version(),
+        "lightning_fabric": lightning_fabric.__version__,
+        "git": _git_state(),
+        "settings": settings.model_dump(mode="json"),
+    }
+    with write_aside(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _git_state() -> str | None:
+    """The commit that this code is of, "+" when changed; None outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
@@ -387,9 +837,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _schedule(
-    optimiser: torch.optim.Optimizer, steps: int, warmup: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> LRScheduler:
     warmup = min(warmup, max(steps - 1, 0))
     cosine = CosineAnnealingLR(optimiser, max(steps - warmup, 1))
     if not warmup:

@@ -16,10 +16,11 @@ LAYERS = (
     {"labels", "cache", "hardware"},
     {"video", "model"},
     {"pose", "datasets"},
+    {"settings"},
     {"samples"},
-    {"evaluate"},
+    {"evaluate", "clips"},
     {"recognise", "train"},
-    {"report"},
+    {"report", "plan"},
     {"cli"},
     {"__main__"},
 )
@@ -29,6 +30,8 @@ ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
     "open_clip": {"model.clip"},
+    "lightning_fabric": {"train"},
+    "yaml": {"settings", "train", "cli"},
     "transformers": set[str](),
 }
 MODEL_MAY_USE = {"", "errors", "labels", "cache"}

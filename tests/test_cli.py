@@ -22,7 +22,6 @@ from tiny import tiny_config, tiny_model
 
 from pevl_cli import __version__, cli, recognise
 from pevl_cli import train as training
-from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
@@ -30,6 +29,7 @@ from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose import CUT_OUT_PX, PoseDetector
 from pevl_cli.samples import view
+from pevl_cli.settings import PRESETS, load_settings
 from pevl_cli.video import iter_frames, read_timeline
 
 LABELS = LabelSet(
@@ -189,7 +189,6 @@ def test_version(pevl: Pevl, arguments: list[str]) -> None:
         (["pose", "{film}", "--draw", "film.xyz"], ".mp4"),
         (["pose", "{film}", "{film}2", "--draw", "film.mp4"], "one video"),
         (["train", "--dataset", ".", "--config", "huge"], "mini"),
-        (["train", "--dataset", ".", "--crop", "round"], "--crop round"),
         (["train", "--dataset", ".", "--no-video", "--no-pose"], "nothing to look at"),
     ],
     ids=lambda v: " ".join(v[2:]) if isinstance(v, list) else "",
@@ -214,6 +213,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (["pose", "a.mp4", "--frames", "7"], "--frames"),
         (["train"], "--dataset"),
         (["train", "--dataset", ".", "--epochs", "0"], "--epochs"),
+        (["train", "--dataset", ".", "--crop", "round"], "--crop"),
+        (["train", "--dataset", ".", "--gpus", "0"], "--gpus"),
         (["train", "--dataset", ".", "--learning-rate", "-1"], "--learning-rate"),
         (["train", "--dataset", ".", "--seed", "-1"], "--seed"),
         (["dance"], "dance"),
@@ -700,8 +701,10 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--config mini` means a model that trains in no time."""
+    """`--config mini` means a model that trains in no time, and few steps."""
     monkeypatch.setitem(CONFIGS, "mini", tiny_config(**SIZES))
+    quick = PRESETS["mini"] | {"optim": PRESETS["mini"]["optim"] | {"min_steps": 0}}
+    monkeypatch.setitem(PRESETS, "mini", quick)
 
 
 @pytest.mark.usefixtures("small_mini")
@@ -796,10 +799,21 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         if seen == events:
             raise KeyboardInterrupt
 
-    recipe = training.Recipe(epochs=9, batch_size=3, ema_decay=0.9, learning_rate=1e-3)
-    result = training.train(
-        read_manifest(dataset), "mini", tmp_path / "out", recipe, listener=listener
+    settings = load_settings(
+        "mini",
+        {
+            "data.dataset": dataset,
+            "model.pose": False,
+            "model.crop": "full",
+            "optim.epochs": 9,
+            "optim.batch_size": 3,
+            "optim.ema_decay": 0.9,
+            "optim.min_steps": 0,
+            "run.out": tmp_path / "out",
+            "run.device": "cpu",
+        },
     )
+    result = training.train(settings, listener)
     assert result.interrupted and result.epochs == (events - 1) // 2
     for name in ("best", "last"):
         recogniser = recognise.load(tmp_path / "out" / name, use_pose=False, device="cpu")

@@ -274,8 +274,8 @@ def test_unicode_line_separators_do_not_end_a_line() -> None:
         ("a\n  \ttext\n", 2, "no label before the TAB"),
         ("a\nb\t\n", 2, "no text after the TAB"),
         ("a\nb\t  \n", 2, "no text after the TAB"),
-        ("a\nb\tc\td\n", 2, "more than one TAB"),
-        ("a\nb\tc\t\n", 2, "more than one TAB"),
+        ("a\nb\tc\tc\n", 2, "the same phrasing twice"),
+        ("a\nb\tc\t\n", 2, "no text after the TAB"),
         ("# x\n# prompt: a video\na\n", 2, "must hold {text} exactly once"),
         ("# x\n# prompt:\na\n", 2, "must hold {text} exactly once"),
         ("# prompt: {text} {text}\na\n", 1, "must hold {text} exactly once"),
@@ -421,3 +421,17 @@ def test_importing_labels_stays_light() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_several_phrasings_of_a_label() -> None:
+    labels = parse_labels("squat\npush-up\tpush-up\tpress-up\ta press, left hand\n", "f")
+    assert labels.names == ("squat", "push-up")
+    assert labels.texts == ("squat", "push-up")
+    assert labels.others == ((), ("press-up", "a press, left hand"))
+    assert labels.prompts == ["squat, a video of action", "push-up, a video of action"]
+    assert labels.phrasings[0] == labels.prompts[:1]
+    assert [p.split(",")[0] for p in labels.phrasings[1]] == ["push-up", "press-up", "a press"]
+    assert labels.names_a_side, "said in one phrasing is said"
+    assert parse_labels("a\nb\tc\n", "f").others == (), "nothing to hold"
+    with pytest.raises(PevlError, match="phrasings"):
+        LabelSet(("a", "b"), ("a", "b"), others=(("c",),))

@@ -213,3 +213,26 @@ def test_a_group_in_two_given_splits_is_told(tmp_path: Path) -> None:
     assert [i.split for i in manifest.items] == ["train", "val", "train"], "as said"
     assert len(manifest.warnings) == 1
     assert "1 group" in manifest.warnings[0] and "'anna'" in manifest.warnings[0]
+
+
+def test_several_phrasings_in_a_table(tmp_path: Path) -> None:
+    text = "path,label,text\n1.mp4,a,one | two\n2.mp4,a,one | two\n3.mp4,b,three\n"
+    labels = read_manifest(table(tmp_path, text)).labels
+    assert labels.texts == ("one", "three") and labels.others == (("two",), ())
+    text = "path,label,text\n1.mp4,a,one | two\n2.mp4,a,one\n3.mp4,b,three\n"
+    with pytest.raises(PevlError, match=r"line 3.*another text"):
+        read_manifest(table(tmp_path, text))
+
+
+def test_clips_are_held_out_at_random_where_asked() -> None:
+    items = [
+        Item(Path(f"{i}.mp4"), "ab"[i % 2], group="one" if i < 10 else "two") for i in range(20)
+    ]
+    by_group = hold_out(items, 0)
+    for group in ("one", "two"):
+        assert len({i.split for i in by_group if i.group == group}) == 1
+    at_random = hold_out(items, 0, by="random")
+    assert sum(i.split == "val" for i in at_random) == 4
+    assert any(
+        len({i.split for i in at_random if i.group == group}) == 2 for group in ("one", "two")
+    )

@@ -735,6 +735,9 @@ def test_temperature_has_a_floor() -> None:
     assert model.temperature.item() == pytest.approx(0.07)
     with torch.no_grad():
         model.logit_scale.fill_(50.0)
+        model.refinement_scale.fill_(50.0)
+    model.limit_temperatures()
+    assert model.refinement_scale.item() == model.logit_scale.item()
     assert model.temperature.item() == pytest.approx(0.01, rel=1e-4)
 
 
@@ -794,3 +797,28 @@ def test_multiply_adds_of_b16(b16: PeVL) -> None:
         billions.append(counter.get_total_flops() / 2e9)
     assert billions[0] == pytest.approx(108, rel=0.05)
     assert 350 < billions[1] < 510
+
+
+def test_a_label_s_similarity_is_the_mean_over_its_phrasings() -> None:
+    model = tiny_model()
+    texts = model.encode_text([*LABELS, "leap"])
+    batch = tiny_batch()
+    each = model(batch, texts)
+    several = replace(texts, label=torch.tensor([0, 1, 2, 1]))
+    got = model(batch, several)
+    wanted = torch.stack([each[:, 0], (each[:, 1] + each[:, 3]) / 2, each[:, 2]], 1)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_recomputing_activations_changes_no_gradient() -> None:
+    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+        model = tiny_model(**ON_CLIP, p2v_layers=(0,)).train()
+        model.checkpointing = checkpointing
+        loss, _ = model.loss(tiny_batch(), model.encode_text(LABELS), torch.tensor([0, 1, 2]))
+        loss.backward()
+        return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)

@@ -20,7 +20,6 @@ from pevl_cli.model.pevl import Batch
 from pevl_cli.pose import LAYOUTS, Actor
 from pevl_cli.samples import (
     VISIBLE_SCORE,
-    Augmentation,
     Sample,
     collate,
     make_sample,
@@ -28,7 +27,8 @@ from pevl_cli.samples import (
     vary,
     view,
 )
-from pevl_cli.train import Recipe, Trainer
+from pevl_cli.settings import Augmentation, load_settings
+from pevl_cli.train import Trainer
 from pevl_cli.video import Clip, sample_clip
 
 S, T, J = 48, 16, 17
@@ -117,7 +117,10 @@ CASES = {
 
 
 # In the full crop the body at the border is out of the picture.
-VIEWS = [*((c, "actor") for c in CASES), *((c, "full") for c in CASES if c != "at the border")]
+VIEWS = [
+    *((case, crop) for case in CASES for crop in ("actor", "follow")),
+    *((case, "full") for case in CASES if case != "at the border"),
+]
 
 
 @pytest.mark.parametrize(("case", "crop"), VIEWS)
@@ -137,7 +140,7 @@ def test_a_view_shows_each_joint_where_it_says(case: str, crop: str) -> None:
         assert misplaced(Batch(batch.frames, batch.joints.roll(3, 1)))
 
 
-@pytest.mark.parametrize("crop", ["actor", "full"])
+@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
 def test_a_mirrored_view_swaps_left_and_right_joints(crop: str) -> None:
     config = config_of(crop)
     sample = make_sample(*painted(step=(1, 0)), config)
@@ -162,7 +165,7 @@ def test_a_mirrored_view_swaps_which_joints_are_seen() -> None:
     assert joints[0, :, right].abs().sum() == 0 and joints[0, :, left, 2].all()
 
 
-@pytest.mark.parametrize("crop", ["actor", "full"])
+@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
 @pytest.mark.parametrize(
     "change",
     [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {}],
@@ -199,6 +202,22 @@ def test_the_actor_crop_holds_the_actors_box() -> None:
             # The longer side of the box takes 1 / 1.25 of the view.
             spread = (places.amax((0, 1, 2)) - places.amin((0, 1, 2))).max()
             assert spread == pytest.approx(0.8, abs=0.01)
+
+
+def test_following_moves_the_full_square_to_the_actor_within_the_picture() -> None:
+    full, follow = config_of("full"), config_of("follow")
+    clip, actor = painted(width=640, at=(8, 90))  # far to the left
+    shown = view(make_sample(clip, actor, follow), follow)
+    middle = view(make_sample(clip, actor, full), full)
+    assert shown.frames is not None and shown.joints is not None and middle.joints is not None
+    assert (middle.joints[..., 0] < 0).any(), "out of the middle square"
+    assert shown.joints[..., :2].min() >= 0 and shown.joints[..., :2].max() <= 1
+    moved = shown.joints[..., :2] - middle.joints[..., :2]
+    torch.testing.assert_close(moved, moved[0, 0, 0].expand_as(moved), atol=1e-4, rtol=0)
+    border = shown.frames[0, :, :, :, 0].float()
+    assert border.mean() > 20, "nothing from beyond the picture"
+    nobody = make_sample(clip, None, follow)
+    assert np.array_equal(nobody.frames, make_sample(clip, None, full).frames)
 
 
 def test_the_full_crop_is_the_same_without_an_actor() -> None:
@@ -393,5 +412,6 @@ def test_labels_that_name_a_side_are_never_mirrored(
     names: tuple[str, str], texts: tuple[str, str], mirrors: bool
 ) -> None:
     labels = LabelSet(names, texts)
-    trainer = Trainer(tiny_model(), labels, Recipe(), None, lambda event: None)
+    given = {"data.dataset": ".", "run.tracker": "none", "run.device": "cpu"}
+    trainer = Trainer(tiny_model(), labels, load_settings("mini", given))
     assert trainer.augmentation.mirror is mirrors

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.video import VIDEO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
+HoldOut = Literal["group", "random"]
 COLUMNS = ("path", "label", "text", "group", "split", "start_s", "end_s")
 # Names by which people call the splits, as folder or in a CSV.
 SPLIT_NAMES = {
@@ -52,11 +54,12 @@ class Manifest:
         return [item for item in self.items if item.split == split]
 
 
-def read_manifest(source: str | Path, seed: int = 0) -> Manifest:
+def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> Manifest:
     """Read a folder of class folders, a CSV file, or a folder with a `manifest.csv` in it.
 
     Where no split is said, about a fifth of each class is held out for validation: whole groups
-    where groups are known, else clips drawn with ``seed``. PevlError says what is wrong and where.
+    where groups are known, else clips drawn with ``seed``; with ``by="random"`` clips in any case.
+    PevlError says what is wrong and where.
     """
     source = Path(source)
     if not source.exists():
@@ -64,7 +67,7 @@ def read_manifest(source: str | Path, seed: int = 0) -> Manifest:
             f"{source}: there is no such folder or CSV file. Give a folder with one folder of "
             "clips per action, or a CSV with the columns path and label."
         )
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, ...]] = {}
     if source.is_dir() and (source / "manifest.csv").is_file():
         source = source / "manifest.csv"
     items = _read_folder(source) if source.is_dir() else _read_csv(source, texts)
@@ -73,25 +76,53 @@ def read_manifest(source: str | Path, seed: int = 0) -> Manifest:
         raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
     warnings = []
     if not any(item.split for item in items):
-        items = hold_out(items, seed)
+        items = hold_out(items, seed, by=by)
         held = sum(item.split == "val" for item in items)
-        by = "groups" if any(item.group for item in items) else "clips drawn at random"
-        warnings.append(f"no split given: held out {held} of {len(items)} clips ({by}) to validate")
+        whole = by == "group" and any(item.group for item in items)
+        how = "whole groups" if whole else "drawn at random"
+        warnings.append(
+            f"no split given: held out {held} of {len(items)} clips ({how}) to validate"
+        )
     elif not all(item.split for item in items):
         raise PevlError(f"{source}: some clips have a split and some have none; say it for all.")
     if not any(item.split == "train" for item in items):
         raise PevlError(f"{source}: no clip is in the split 'train'.")
     warnings += _leaks(items)
-    labels = LabelSet(tuple(names), tuple(texts.get(n) or _readable(n) for n in names))
+    phrasings = [texts.get(n) or (_readable(n),) for n in names]
+    others = tuple(p[1:] for p in phrasings)
+    labels = LabelSet(
+        tuple(names), tuple(p[0] for p in phrasings), others=others if any(others) else ()
+    )
     return Manifest(source, tuple(items), labels, tuple(warnings))
 
 
-def hold_out(items: Sequence[Item], seed: int, share: float = 0.2) -> list[Item]:
-    """Put about ``share`` of each class in "val", whole groups at a time; the rest in "train"."""
+def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Manifest:
+    """The manifest with the order, texts and prompt of a label file, which must name its labels."""
+    ours, theirs = set(manifest.labels.names), set(labels.names)
+    if ours != theirs:
+        absent = ", ".join(f"'{n}'" for n in sorted(ours - theirs)[:3])
+        extra = ", ".join(f"'{n}'" for n in sorted(theirs - ours)[:3])
+        raise PevlError(
+            f"{source}: does not name the labels of {manifest.source}"
+            + (f"; missing {absent}" if absent else "")
+            + (f"; without clips {extra}" if extra else "")
+            + "."
+        )
+    return replace(manifest, labels=labels)
+
+
+def hold_out(
+    items: Sequence[Item], seed: int, share: float = 0.2, by: HoldOut = "group"
+) -> list[Item]:
+    """Put about ``share`` of each class in "val", the rest in "train".
+
+    Whole groups at a time, or with ``by="random"`` single clips.
+    """
     random = Random(seed)
     by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, item in enumerate(items):
-        by_label[item.label][item.group or f"\0{i}"].append(i)
+        group = item.group if by == "group" else ""
+        by_label[item.label][group or f"\0{i}"].append(i)
     held: set[str] = set()  # a group may hold several classes: it goes one way in all of them
     chosen: set[int] = set()
     for groups in by_label.values():
@@ -151,7 +182,7 @@ def _read_folder(root: Path) -> list[Item]:
     return items
 
 
-def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
+def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -181,11 +212,11 @@ def _read_csv(path: Path, texts: dict[str, str]) -> list[Item]:
         split = SPLIT_NAMES.get(cell.get("split", "").lower(), "")
         if cell.get("split") and not split:
             raise PevlError(f"{where}: split '{cell['split']}' is none of {', '.join(SPLITS)}.")
-        text = cell.get("text", "")
+        text = tuple(t.strip() for t in cell.get("text", "").split("|") if t.strip())
         if text and texts.setdefault(cell["label"], text) != text:
             raise PevlError(
                 f"{where}: label '{cell['label']}' has another text than before: "
-                f"'{texts[cell['label']]}'."
+                f"'{' | '.join(texts[cell['label']])}'."
             )
         start_s = _seconds(cell.get("start_s", ""), where, "start_s")
         end_s = _seconds(cell.get("end_s", ""), where, "end_s")

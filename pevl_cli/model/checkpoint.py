@@ -34,6 +34,7 @@ class Labels(BaseModel):
     names: tuple[str, ...]
     texts: tuple[str, ...]
     prompt: str
+    others: tuple[tuple[str, ...], ...] = ()
 
 
 class Base(BaseModel):
@@ -58,14 +59,13 @@ class Facts(BaseModel):
 
     @property
     def label_set(self) -> LabelSet:
-        return LabelSet(self.labels.names, self.labels.texts, self.labels.prompt)
+        return LabelSet(**self.labels.model_dump())
 
 
 def facts_of(
     config: ModelConfig, labels: LabelSet, base: Base | None, training: dict[str, Any]
 ) -> Facts:
-    stored = Labels(names=labels.names, texts=labels.texts, prompt=labels.prompt)
-    return Facts(model=config, labels=stored, base=base, training=training)
+    return Facts(model=config, labels=Labels(**vars(labels)), base=base, training=training)
 
 
 def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:

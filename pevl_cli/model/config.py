@@ -44,7 +44,9 @@ class ModelConfig(BaseModel):
     layout: str = "coco17"
     joints: int = 17
     pose_features: Literal["xy", "body"] = "xy"
-    crop: Literal["full", "actor"] = "actor"
+    # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
+    # actor; "actor": the actor's box with a margin.
+    crop: Literal["full", "follow", "actor"] = "follow"
     # parts
     video: bool = True
     pose: bool = True

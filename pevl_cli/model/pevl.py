@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
 from pevl_cli.model.config import ModelConfig, Similarity
 from pevl_cli.model.losses import nt_xent, semantic_guided_loss
 from pevl_cli.model.sgmc import fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
+
+# log 100: CLIP's limit of 1/τ.
+MAX_LOGIT_SCALE = 4.6052
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,23 @@ class Texts:
     sentences: Tensor  # (C, e)
     words: Tensor  # (C, L, e)
     word_mask: Tensor  # (C, L) bool
+    label: Tensor | None = None  # (C,) whose text it is, where a label has several
 
     def __getitem__(self, index: Tensor) -> Texts:
         return Texts(self.sentences[index], self.words[index], self.word_mask[index])
+
+    def to(self, device: torch.device | str) -> Texts:
+        label = None if self.label is None else self.label.to(device)
+        words, mask = self.words.to(device), self.word_mask.to(device)
+        return Texts(self.sentences.to(device), words, mask, label)
+
+    def by_label(self, similarity: Tensor) -> Tensor:
+        """Similarities with texts (N, C) -> with labels: the mean over each label's texts."""
+        if self.label is None:
+            return similarity
+        labels = int(self.label.max()) + 1
+        share = F.one_hot(self.label, labels).to(similarity)
+        return similarity @ (share / share.sum(0))
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,7 @@ class PeVL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # keep no activations of the blocks for the way back
         width, quarter = config.width, config.width // 4
         self.visual = VisualTower(config)  # its blocks serve video and pose (Sec. 4.1)
         if config.text:
@@ -190,7 +210,13 @@ class PeVL(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        return 1 / self.logit_scale.clamp(max=4.6052).exp()
+        return 1 / self.logit_scale.exp()
+
+    @torch.no_grad()
+    def limit_temperatures(self) -> None:
+        """As CLIP does after each step: 1/τ is at most 100."""
+        for scale in (self.logit_scale, self.refinement_scale):
+            scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def cast(self, dtype: torch.dtype) -> PeVL:
         """Half precision for the towers; coordinates and temperatures stay in float32."""
@@ -277,7 +303,7 @@ class PeVL(nn.Module):
             for i, (block, adapters) in enumerate(
                 zip(blocks, _pairs(self.pose_adapters, config.layers), strict=True)
             ):
-                pose, flat = self._pose_block(block, adapters, pose)
+                pose, flat = self._maybe_again(self._pose_block, block, adapters, pose)
                 if i == config.layers - 1 and frames is not None:
                     body = self._weigh_body(block, flat, joints)
         if frames is None:
@@ -287,13 +313,25 @@ class PeVL(nn.Module):
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
         ):
-            if config.video_temporal:
-                x = self._over_time(block, adapters, x, n, first=i == 0)
-            x = block(x, adapters)
+            x = self._maybe_again(self._video_block, block, adapters, x, n, i == 0)
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
         return rearrange(x, "(n t) p d -> n t p d", n=n, t=t), pose, body
+
+    def _maybe_again(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result; with ``checkpointing`` it is computed once more backwards."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+    def _video_block(
+        self, block: Block, adapters: nn.ModuleDict | None, x: Tensor, n: int, first: bool
+    ) -> Tensor:
+        if self.config.video_temporal:
+            x = self._over_time(block, adapters, x, n, first)
+        out: Tensor = block(x, adapters)
+        return out
 
     def _normalise(self, frames: Tensor) -> Tensor:
         dtype = self.visual.proj.dtype
@@ -386,17 +424,26 @@ class PeVL(nn.Module):
         return total / count.clamp_min(1)
 
     def forward(self, batch: Batch, texts: Texts) -> Tensor:
-        """Similarity S of every clip with every text, (N, C)."""
+        """Similarity S of every clip with every label, (N, C)."""
         features = self.encode(batch)
-        return self.combine(self.similarities(features, texts), features)
+        return texts.by_label(self.combine(self.similarities(features, texts), features))
 
-    def loss(self, batch: Batch, texts: Texts, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self,
+        batch: Batch,
+        texts: Texts,
+        labels: Tensor,
+        gather: Callable[[Features], Features] = lambda features: features,
+    ) -> tuple[Tensor, Tensor]:
         """L_t + λ·L_R, and S (N, C) of every clip with every text, detached; labels (N,) into C.
+
+        Clips contrast with each other: where several processes hold a part of the batch each,
+        ``gather`` gives each the features of all, with gradients, and labels are those of all.
 
         Source: PeVL Eq. (3) to (6), Sec. 3.4.
         """
         config = self.config
-        features = self.encode(batch)
+        features = gather(self.encode(batch))
         parts = self.similarities(features, texts)
         combined = self.combine(parts, features)
         similar = texts.sentences @ texts.sentences.T
@@ -417,7 +464,7 @@ class PeVL(nn.Module):
                 if use.any():
                     total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
-            scale = 1 / self.refinement_scale.clamp(max=4.6052).exp()
+            scale = 1 / self.refinement_scale.exp()
             both = torch.ones_like(labels, dtype=torch.bool)
             if features.seen is not None:
                 both = both & features.seen.any(1)

@@ -1,0 +1,563 @@
+"""Training as users run it: killed, continued, shared among processes, on clips that are bad."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import child_environment, picture, write_video
+from tiny import stir, tiny_config, tiny_model
+
+from pevl_cli import clips as clips_module
+from pevl_cli import train as training
+from pevl_cli.cache import cache_folder
+from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
+from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.errors import PevlError
+from pevl_cli.evaluate import encode_labels
+from pevl_cli.model import checkpoint
+from pevl_cli.model.config import CONFIGS
+from pevl_cli.model.pevl import PeVL
+from pevl_cli.plan import activation_bytes, make_plan
+from pevl_cli.settings import Augmentation, TrainSettings, load_settings
+
+MOVES = {"run_on": 1, "run_back": -1, "stay": 0}
+# A model that trains in no time, with what is random in a real one: dropout, batch statistics.
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "embed_dim": 16,
+    "image_size": 32,
+    "text_width": 16,
+    "vocab_size": 300,
+    "pose": False,
+    "crop": "full",
+}
+
+
+@pytest.fixture(scope="module")
+def moves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of five clips: a square that runs forwards, back, or stays."""
+    root = tmp_path_factory.mktemp("data") / "moves"
+    for label, way in MOVES.items():
+        (root / label).mkdir(parents=True)
+        for k in range(5):
+            frames = [picture(100 + way * 3 * i + 7 * k) for i in range(16)]
+            write_video(root / label / f"{k}.mp4", frames)
+    return root
+
+
+def settings_of(dataset: Path, out: Path, **given: Any) -> TrainSettings:
+    said = {
+        "data.dataset": dataset,
+        "run.out": out,
+        "run.device": "cpu",
+        "run.precision": "fp32",
+        "run.tracker": "none",
+        "optim.batch_size": 4,
+        "optim.epochs": 4,
+        "optim.min_steps": 12,
+        **{f"model.{k}": v for k, v in SMALL.items()},
+        **{k.replace("__", "."): v for k, v in given.items()},
+    }
+    return load_settings("mini", said)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "state.pt", weights_only=True)["model"]
+    return state
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -- nothing is lost ------------------------------------------------------------------------------
+
+
+def command(settings: TrainSettings, folder: Path, *more: str) -> list[str]:
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    options = ["train", "--config", str(file), "--out", str(folder), *more]
+    return [sys.executable, "-m", "pevl_cli", *options]
+
+
+def run(line: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = child_environment() | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_a_killed_run_that_is_continued_ends_as_if_nothing_had_happened(
+    moves: Path, tmp_path: Path
+) -> None:
+    """A real process, killed at a moment of no one's choosing."""
+    settings = settings_of(moves, tmp_path, run__save_minutes=0, optim__epochs=10)
+    whole = run(command(settings, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "killed"
+    line = command(settings, folder)
+    process = subprocess.Popen(
+        line,
+        env=child_environment() | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    started = time.monotonic()
+    while not (folder / "state.older.pt").exists() and time.monotonic() - started < 120:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = training.load_state(folder)["steps"]
+    assert 0 < done < 20, "killed on the way"
+    resumed = run([*line, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(weights(tmp_path / "whole"), weights(folder))
+    for name in ("best", "last"):
+        file = Path(name) / "model.safetensors"
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), name
+
+
+class _StopError(Exception):
+    pass
+
+
+def stop_after(steps: int) -> Callable[[training.Event], None]:
+    def listener(event: training.Event) -> None:
+        if event.stage == "training" and event.done == steps + 1:
+            raise _StopError
+
+    return listener
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_continued_within_an_epoch(moves: Path, tmp_path: Path, accumulate: int) -> None:
+    given = {"run__save_minutes": 0, "optim__accumulate": accumulate, "optim__batch_size": 2}
+    training.train(settings_of(moves, tmp_path / "whole", **given))
+    settings = settings_of(moves, tmp_path / "cut", **given)
+    with pytest.raises(_StopError):
+        training.train(settings, stop_after(5))
+    result = training.train(settings, resume=True)
+    assert result.epochs == 4
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_a_damaged_state_gives_way_to_the_older_one(moves: Path, tmp_path: Path) -> None:
+    settings = settings_of(moves, tmp_path / "run")
+    training.train(settings)
+    wanted = weights(tmp_path / "run")
+    file = tmp_path / "run" / "state.pt"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match="damaged"):
+        training.train(settings, resume=True)
+    assert same(weights(tmp_path / "run"), wanted), "the last epoch was done again"
+    for name in ("state.pt", "state.older.pt"):
+        (tmp_path / "run" / name).write_bytes(b"nothing")
+    with pytest.warns(UserWarning), pytest.raises(PevlError, match="no state of the run"):
+        training.train(settings, resume=True)
+
+
+def test_a_run_is_continued_with_its_own_settings(moves: Path, tmp_path: Path) -> None:
+    training.train(settings_of(moves, tmp_path / "run", optim__epochs=1))
+    stored = (tmp_path / "run" / "settings.yaml").read_text()
+    other = settings_of(moves, tmp_path / "run", optim__epochs=1, optim__lr=0.5)
+    with pytest.raises(PevlError, match=r"optim.lr = 0.001, not 0.5"):
+        training.train(other, resume=True)
+    assert (tmp_path / "run" / "settings.yaml").read_text() == stored
+    with pytest.raises(PevlError, match="no run to continue"):
+        training.train(settings_of(moves, tmp_path / "none"), resume=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path) -> None:
+    """A file may not grow beyond a limit that the first state just keeps."""
+    settings = settings_of(moves, tmp_path, optim__epochs=2)
+    folder = tmp_path / "run"
+    assert run(command(settings, folder)).returncode == 0
+    kept = {name: (folder / name).read_bytes() for name in ("state.pt", "best/config.json")}
+    limit = (folder / "state.pt").stat().st_size // 2
+    line = command(settings_of(moves, tmp_path, optim__epochs=2), folder)
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        f"sys.argv = {['pevl', *line[3:]]!r}\n"
+        "from pevl_cli.cli import main\nmain()\n"
+    )
+    done = run([sys.executable, "-c", script])
+    assert done.returncode == 1, done.stderr
+    told = done.stderr.strip().splitlines()[-1]
+    assert told.startswith("error:") and "state.pt" in told and "Traceback" not in done.stderr
+    assert (folder / "state.pt").read_bytes() == kept["state.pt"]
+    assert not list(folder.glob(".*.tmp"))
+    torch.load(folder / "state.pt", weights_only=True)
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
+    """Loss and gradients of one step over the same eight clips, by gloo."""
+    script = Path(__file__).with_name("two_processes.py")
+    found = []
+    for processes in (1, 2):
+        target = tmp_path / f"{processes}.pt"
+        done = run([sys.executable, str(script), str(processes), str(target)])
+        assert done.returncode == 0, done.stderr
+        found.append(torch.load(target, weights_only=True))
+    one, two = found
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["hits"] == one["hits"] == (one["hits"][0], 8)
+    assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 40
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, atol=1e-5, rtol=0, msg=name)
+    assert max(g.abs().max() for g in one["gradients"].values()) > 1e-2
+
+
+def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) -> None:
+    settings = settings_of(moves, tmp_path, optim__epochs=1, run__processes=2)
+    done = run(command(settings, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pevl classify") == 1, "one of them tells"
+    facts = checkpoint.read_facts(tmp_path / "run" / "best")
+    assert facts.training["val_clips"] == 3 and facts.training["val_top1"] in {0, 0.3333, 0.6667, 1}
+
+
+# -- clips ----------------------------------------------------------------------------------------
+
+
+def test_bad_clips_are_listed_and_left_out(moves: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+    (data / "stay" / "empty.mp4").write_bytes(b"")
+    result = training.train(settings_of(data, tmp_path / "run", optim__epochs=1))
+    assert len(result.left_out) == 2
+    with (tmp_path / "run" / "left_out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {Path(row["path"]).name for row in rows} == {"text.mp4", "empty.mp4"}
+    assert all(row["label"] == "stay" and row["reason"] for row in rows)
+    with pytest.raises(PevlError, match="2 of 17 clips cannot be read"):
+        training.train(settings_of(data, tmp_path / "strict", data__strict=True))
+
+
+def test_a_second_check_reads_no_video(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+    manifest = read_manifest(data)
+
+    def check(cache_bytes: float = 1e9) -> tuple[int, list[clips_module.LeftOut]]:
+        clips = Clips(
+            manifest.items, manifest.labels.names, tiny_config(**SMALL), None, cache_bytes
+        )
+        left_out = clips.check(lambda done, total: None)
+        return len(clips), left_out
+
+    first = check()
+    assert first[0] == 15 and len(first[1]) == 1
+
+    def never(*_: object) -> None:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "read_sample", never)
+        assert check() == first
+    os.utime(data / "stay" / "text.mp4", (1, 1))
+    shutil.copy(data / "stay" / "0.mp4", data / "stay" / "text.mp4")
+    assert check()[0] == 16, "another file is looked at again"
+
+
+def test_a_sample_from_the_cache_is_the_sample(moves: Path) -> None:
+    manifest = read_manifest(moves)
+    clips = Clips(manifest.items, manifest.labels.names, tiny_config(**SMALL), None)
+    fresh = clips._make(clips.items[3], clips._entry(clips.items[3]))
+    for _ in range(2):
+        stored = clips[3]
+        for name, value in vars(fresh).items():
+            other = getattr(stored, name)
+            if isinstance(value, np.ndarray):
+                np.testing.assert_array_equal(other, value)
+                assert other.dtype == value.dtype
+            else:
+                assert other == value, name
+        clips._entry(clips.items[3]).write_bytes(b"damaged")
+
+
+def test_the_cache_stays_within_its_limit(moves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(moves)
+    monkeypatch.setenv("PEVL_CACHE", str(moves.parent / "small cache"))
+    clips = Clips(manifest.items, manifest.labels.names, tiny_config(**SMALL), None)
+    clips.check(lambda done, total: None)
+    for age, item in enumerate(clips.items):
+        os.utime(clips._entry(item), (1e9 - age, 1e9 - age))
+    _ = clips[14]  # used just now
+    size = clips._entry(clips.items[0]).stat().st_size
+    trim_cache(4.5 * size)
+    left = {i for i in range(15) if clips._entry(clips.items[i]).exists()}
+    assert left == {0, 1, 2, 14}
+    assert len(list(cache_folder("samples").glob("*/*.npz"))) == 4
+
+
+def test_a_clip_that_vanishes_is_replaced_by_another_of_its_class(
+    moves: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    manifest = read_manifest(data)
+    clips = Clips(manifest.items, manifest.labels.names, tiny_config(**SMALL), None)
+    shown = Variations(clips, Augmentation(), 0)
+    gone = clips.labels.index(1)
+    clips.items[gone].path.unlink()
+    assert shown[Place(1, 0, gone)].frames is not None
+    for item in clips.items:
+        if item.label == clips.items[gone].label:
+            item.path.unlink(missing_ok=True)
+    with pytest.raises(PevlError, match=str(clips.items[gone].path.name)):
+        shown[Place(1, 0, gone)]
+
+
+def test_the_order_is_a_function_of_the_seed() -> None:
+    labels = [0] * 30 + [1] * 6
+    whole = list(Order(labels, 4, 5, 3, 0.5, seed=1))
+    assert len(whole) == 15 and all(len(batch) == 4 for batch in whole)
+    assert list(Order(labels, 4, 5, 3, 0.5, seed=2)) != whole
+    late = Order(labels, 4, 5, 3, 0.5, seed=1)
+    late.start = 7
+    assert list(late) == whole[7:] and len(late) == 8
+    halves = []
+    for rank in (0, 1):
+        order = Order(labels, 4, 5, 3, 0.5, seed=1)
+        order.rank, order.world = rank, 2
+        halves.append(list(order))
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_a_balanced_order_shows_rare_classes_more_often() -> None:
+    labels = [0] * 90 + [1] * 10
+    shares = []
+    for balance in (0.0, 0.5, 1.0):
+        order = Order(labels, 10, 3, 40, balance, seed=0)
+        shown = [labels[place.clip] for batch in order for place in batch]
+        shares.append(np.mean(shown))
+    assert shares[0] == pytest.approx(0.1, abs=0.03)
+    assert shares[0] < shares[1] < shares[2]
+
+
+def test_an_epoch_longer_than_the_set_shows_every_clip_before_one_twice() -> None:
+    order = Order([0, 0, 1], 4, 2, 1, 1.0, seed=0)
+    shown = [place.clip for batch in order for place in batch]
+    for start in (0, 3):
+        assert sorted(shown[start : start + 3]) == [0, 1, 2]
+
+
+def test_loader_processes_change_nothing(moves: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        given = {"data__workers": workers, "optim__epochs": 2, "optim__min_steps": 4}
+        training.train(settings_of(moves, tmp_path / str(workers), **given))
+    assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+# -- few clips, other labels ----------------------------------------------------------------------
+
+
+def test_a_few_shots_of_each_class(moves: Path, tmp_path: Path) -> None:
+    given = {"data__shots": 2, "optim__epochs": 1}
+    result = training.train(settings_of(moves, tmp_path / "run", **given))
+    assert result.train_clips == 6 and result.val_clips == 3
+    manifest = read_manifest(moves)
+    chosen = []
+    for seed in (0, 0, 1, 2):
+        clips = Clips(manifest.of("train"), manifest.labels.names, tiny_config(**SMALL), None)
+        clips.few(2, seed)
+        assert [clips.labels.count(c) for c in range(3)] == [2, 2, 2]
+        chosen.append([item.path for item in clips.items])
+    assert chosen[0] == chosen[1] and len({tuple(c) for c in chosen}) > 1
+
+
+def test_starting_from_a_checkpoint_with_other_labels(moves: Path, tmp_path: Path) -> None:
+    training.train(settings_of(moves, tmp_path / "first"))
+    data = shutil.copytree(moves, tmp_path / "other")
+    (data / "stay").rename(data / "rest")
+    given = {
+        "data.dataset": data,
+        "init": str(tmp_path / "first" / "best"),
+        "run.out": tmp_path / "second",
+        "run.device": "cpu",
+        "optim.epochs": 1,
+        "optim.min_steps": 1,
+        "optim.batch_size": 4,
+        "optim.lr": 1e-9,
+        "optim.ema_decay": 0.0,
+    }
+    settings = training.settings_for("mini", given)
+    assert settings.model.width == SMALL["width"], "the checkpoint's model"
+    training.train(settings)
+    old, _ = checkpoint.load(tmp_path / "first" / "best")
+    new, facts = checkpoint.load(tmp_path / "second" / "last")
+    assert facts.labels.names == ("rest", "run_back", "run_on")
+    assert facts.training["init"] == given["init"]
+    for (name, a), b in zip(old.named_parameters(), new.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2, msg=name)
+    other = training.settings_for("mini", given, ["model.width=64", "model.heads=4"])
+    with pytest.raises(PevlError, match="another size"):
+        training.train(other)
+
+
+def test_fixed_classes_are_learnt_anew(moves: Path, tmp_path: Path) -> None:
+    given = {"model__text": False, "model__similarities": ["vs"], "model__classes": 3}
+    training.train(settings_of(moves, tmp_path / "first", optim__epochs=1, **given))
+    model, _ = checkpoint.load(tmp_path / "first" / "best")
+    assert model.class_vectors.shape[0] == 3
+
+
+def test_early_stopping(moves: Path, tmp_path: Path) -> None:
+    given = {"optim__patience": 2, "optim__epochs": 30, "optim__lr": 1e-12, "optim__min_steps": 30}
+    result = training.train(settings_of(moves, tmp_path / "run", **given))
+    # With nothing learnt every check is as good as the first, so the last of equals is the best ...
+    assert result.best_epoch == result.epochs or result.epochs - result.best_epoch == 2
+    assert result.stopped_early == (result.epochs < 30)
+
+
+def test_one_phrasing_is_drawn_and_all_are_averaged(moves: Path, tmp_path: Path) -> None:
+    lines = ["path,label,text"]
+    for label in MOVES:
+        lines += [f"{moves / label / f'{k}.mp4'},{label},{label} | so {label}" for k in range(5)]
+    table = tmp_path / "moves.csv"
+    table.write_text("\n".join(lines))
+    seen: set[str] = set()
+    encode = PeVL.encode_text
+
+    def spy(self: PeVL, prompts: list[str]) -> object:
+        if self.training:
+            assert len(prompts) <= 3
+            seen.update(prompts)
+        return encode(self, prompts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PeVL, "encode_text", spy)
+        training.train(settings_of(table, tmp_path / "run"))
+    assert len(seen) == 6, "both phrasings of each"
+    model, facts = checkpoint.load(tmp_path / "run" / "best")
+    assert facts.labels.others == (("so run_on",), ("so run_back",), ("so stay",))
+    texts = encode_labels(model, facts.label_set)
+    assert texts.label is not None and texts.label.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_learning_rate_rises_and_falls(moves: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    def listener(event: training.Event) -> None:
+        if event.learning_rate is not None:
+            rates.append(event.learning_rate)
+
+    given = {"optim__epochs": 10, "optim__min_steps": 40, "optim__warmup_epochs": 2}
+    training.train(settings_of(moves, tmp_path / "run", **given), listener)
+    assert len(rates) == 40
+    assert rates[:8] == sorted(rates[:8]) and rates[7] == pytest.approx(1e-3)
+    assert rates[8:] == sorted(rates[8:], reverse=True) and rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+# -- what a run leaves behind ---------------------------------------------------------------------
+
+
+def test_a_run_says_how_it_was_made(moves: Path, tmp_path: Path) -> None:
+    settings = settings_of(moves, tmp_path / "run", optim__epochs=1, run__tracker="csv")
+    training.train(settings)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["settings"] == settings.model_dump(mode="json")
+    assert {"torch", "pevl", "python", "lightning_fabric", "git", "data_hash", "seed"} <= set(about)
+    assert load_settings(tmp_path / "run" / "settings.yaml") == settings
+    with (tmp_path / "run" / "log" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["train/loss"] for row in rows) and any(row["val/top1"] for row in rows)
+    manifest = read_manifest(moves)
+    assert training.data_hash(manifest) == about["data_hash"]
+    assert training.data_hash(read_manifest(moves, seed=1)) != about["data_hash"]
+
+
+def test_tensorboard_gets_the_curves(moves: Path, tmp_path: Path) -> None:
+    given = {"optim__epochs": 1, "run__tracker": "tensorboard"}
+    training.train(settings_of(moves, tmp_path / "run", **given))
+    (events,) = (tmp_path / "run" / "log").glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes() and b"val/top1" in events.read_bytes()
+
+
+def test_a_tracker_that_is_not_installed(moves: Path, tmp_path: Path) -> None:
+    try:
+        import lightning  # noqa: F401
+    except ImportError:
+        with pytest.raises(PevlError, match="pip install lightning wandb"):
+            training.train(settings_of(moves, tmp_path / "run", run__tracker="wandb"))
+    else:
+        pytest.skip("lightning is installed")
+
+
+def test_too_little_gpu_memory_is_one_sentence(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PeVL, "encode", full)
+    with pytest.raises(PevlError) as told:
+        training.train(settings_of(moves, tmp_path / "run"))
+    for part in ("batch_size=2", "accumulate=2", "checkpointing=true", "--precision bf16"):
+        assert part in str(told.value)
+
+
+# -- plans ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_of_activations_is_what_autograd_keeps(checkpointing: bool) -> None:
+    config = tiny_config()
+    model = tiny_model().train()
+    stir(model)
+    model.checkpointing = checkpointing
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own:
+            kept[place] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    from tiny import tiny_batch
+
+    batch = tiny_batch(5)
+    assert batch.frames is not None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ = model.encode(batch)
+    real = sum(size for size, _ in kept.values())
+    guess = activation_bytes(config, 5, checkpointing)
+    assert guess == pytest.approx(real, rel=0.1)
+
+
+def test_the_paper_s_model_fits_a_32_gb_card_with_a_batch_of_8() -> None:
+    config = CONFIGS["vit-b-16"]
+    whole, less = activation_bytes(config, 8), activation_bytes(config, 8, checkpointing=True)
+    assert 10e9 < whole < 30e9 and less < whole / 5
+
+
+def test_a_plan_counts_steps_and_bytes(moves: Path, tmp_path: Path) -> None:
+    settings = settings_of(moves, tmp_path / "run", optim__epochs=5, optim__min_steps=12)
+    plan = make_plan(settings, read_manifest(moves))
+    assert (plan.train_clips, plan.val_clips, plan.classes, plan.steps) == (12, 3, 3, 15)
+    training.train(settings)
+    state = sum((tmp_path / "run" / n).stat().st_size for n in ("state.pt", "state.older.pt"))
+    assert plan.state_bytes == pytest.approx(state, rel=0.2)
+    stored = sum(f.stat().st_size for f in (tmp_path / "run").glob("*/model.safetensors"))
+    assert plan.checkpoint_bytes == pytest.approx(stored, rel=0.2)
+    assert plan.parameters == sum(p.numel() for p in PeVL(settings.model).parameters())
