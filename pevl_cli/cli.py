@@ -396,11 +396,10 @@ def train(
 
 def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
     """The settings of the run to continue."""
-    if out is None:
-        if dataset is None:
-            raise UsageError("--resume: name the run's folder with --out.")
-        return None
-    file = out / "settings.yaml"
+    if out is None and dataset is None:
+        raise UsageError("--resume: name the run's folder with --out.")
+    folder = out or Path("runs") / f"{dataset.resolve().stem}-mini"  # type: ignore[union-attr]
+    file = folder / "settings.yaml"
     return str(file) if file.is_file() else None
 
 
@@ -414,7 +413,6 @@ class _TrainingView:
     def __init__(self) -> None:
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeElapsedColumn,
@@ -423,13 +421,11 @@ class _TrainingView:
 
         self.console = _console()
         self.progress = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.description:<11}"),  # all of it fits into 80 columns
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[facts]:<41}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TimeRemainingColumn(compact=True),
             console=self.console,
         )
         self.stage = ""
@@ -454,13 +450,14 @@ class _TrainingView:
             if event.stage == "checking" and event.total == 0:
                 return
             self.task = self.progress.add_task(event.stage, total=event.total, facts="")
-        facts = ""
+        facts, what = f"{event.done} of {event.total} clips", event.stage
         if event.loss is not None:
+            what = f"epoch {event.epoch}"
             facts = (
-                f"epoch {event.epoch} loss {event.loss:.3f} rate {event.learning_rate:.1e} "
-                f"top-1 {event.train_top1:.1%} waited {event.wait:.0%}"
+                f"loss {event.loss:.2f} rate {event.learning_rate:.0e} "
+                f"top-1 {event.train_top1:.0%} waited {event.wait:.0%}"
             )
-        self.progress.update(self.task, completed=event.done, facts=facts)
+        self.progress.update(self.task, completed=event.done, description=what, facts=facts)
 
 
 def _print_result(result: Result, settings: TrainSettings) -> None:

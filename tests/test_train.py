@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import child_environment, picture, write_video
-from tiny import stir, tiny_config, tiny_model
+from tiny import LABELS, ON_CLIP, stir, tiny_batch, tiny_config, tiny_model
 
 from pevl_cli import clips as clips_module
 from pevl_cli import train as training
@@ -28,6 +28,7 @@ from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
 from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.evaluate import encode_labels
+from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
@@ -232,6 +233,30 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     assert done.stdout.count("pevl classify") == 1, "one of them tells"
     facts = checkpoint.read_facts(tmp_path / "run" / "best")
     assert facts.training["val_clips"] == 3 and facts.training["val_top1"] in {0, 0.3333, 0.6667, 1}
+
+
+def test_frozen_weights_are_held_in_half_where_half_is_computed_with(tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        model = tiny_model(**ON_CLIP)
+        given = {"run.precision": precision, "run.tracker": "none", "run.device": "cpu"}
+        given |= {"data.dataset": tmp_path, "optim.batch_size": 3, "optim.lr": 0.1}
+        settings = load_settings("mini", given, base=model.config)
+        trainer = training.Trainer(model, LabelSet(LABELS, LABELS), settings)
+        before = {k: p.detach().clone() for k, p in model.named_parameters()}
+        order = Order([0, 1, 2], 3, 1, 1, 0.0, 0)
+        losses[precision], _, _ = trainer._step(iter([tiny_batch(3)]), order, 1, 0)
+        for name, p in model.named_parameters():
+            half = precision == "bf16" and not p.requires_grad and p.ndim > 1
+            assert p.dtype == (torch.bfloat16 if half else torch.float32), name
+            assert torch.equal(p, before[name]) != p.requires_grad, name
+        held = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
+        assert held == {id(p) for p in model.parameters() if p.requires_grad}
+        texts = trainer._as_trained()
+        with texts, torch.inference_mode():
+            assert model(tiny_batch(3), model.encode_text(LABELS)).isfinite().all()
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
 
 
 # -- clips ----------------------------------------------------------------------------------------
@@ -533,8 +558,6 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(checkpointing: bool)
         if place not in own:
             kept[place] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
-
-    from tiny import tiny_batch
 
     batch = tiny_batch(5)
     assert batch.frames is not None
