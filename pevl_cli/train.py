@@ -140,7 +140,13 @@ def train(
     if fabric.is_global_zero:
         write_left_out(folder / "left_out.csv", left_out)
         write_run(folder, settings, facts)
-    result = trainer.fit(train_clips, val_clips, folder, base, facts)
+    try:
+        result = trainer.fit(train_clips, val_clips, folder, base, facts)
+    except RuntimeError as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if not full and "allocate memory" not in str(error):  # so the CPU's allocator says it
+            raise
+        raise PevlError(trainer.how_to_need_less_memory()) from error
     result.left_out = left_out
     return result
 
@@ -399,19 +405,6 @@ class Trainer:
         facts: dict[str, object],
     ) -> Result:
         """Train to the end of the schedule, or until it no longer gets better."""
-        try:
-            return self._fit(train_clips, val_clips, folder, base, facts)
-        except torch.OutOfMemoryError as error:
-            raise PevlError(self._out_of_memory()) from error
-
-    def _fit(
-        self,
-        train_clips: Clips,
-        val_clips: Clips,
-        folder: Path,
-        base: checkpoint.Base | None,
-        facts: dict[str, object],
-    ) -> Result:
         optim, run = self.settings.optim, self.settings.run
         steps = steps_per_epoch(self.settings, len(train_clips))
         schedule = _schedule(self.optimiser, steps * optim.epochs, int(steps * optim.warmup_epochs))
@@ -632,7 +625,7 @@ class Trainer:
         """What was halved has to be computed so; all else is tested as it will be used."""
         return self.fabric.autocast() if self._halved else nullcontext()
 
-    def _out_of_memory(self) -> str:
+    def how_to_need_less_memory(self) -> str:
         optim, run = self.settings.optim, self.settings.run
         half = max(optim.batch_size // 2, 2)
         ways = [f"--set optim.batch_size={half} --set optim.accumulate={optim.accumulate * 2}"]
@@ -641,7 +634,7 @@ class Trainer:
         if self.precision == "fp32":
             ways.append("--precision bf16 (half of it)")
         return (
-            f"the GPU's memory is too small for {optim.batch_size} clips at a time. "
+            f"the memory is too small for {optim.batch_size} clips at a time. "
             f"Try {', or '.join(ways)}; the run can be continued only with the same settings."
         )
 
