@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pose-weights")
     parser.add_argument("--epochs", type=int, default=10, help="of the first half's model")
-    parser.add_argument("--steps", type=int, default=100, help="on the few clips")
+    parser.add_argument("--steps", type=int, default=60, help="on the few clips")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
                     continue
                 given = {
                     "data.shots": shots,
-                    "optim.epochs": 10,
+                    "optim.epochs": 6,
                     "optim.min_steps": arguments.steps,
                     "run.seed": seed,
                     "run.out": target.with_suffix(""),

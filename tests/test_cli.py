@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import MakeVideo, child_environment, number_of, picture, write_video
 from tiny import tiny_config, tiny_model
 
@@ -876,6 +877,67 @@ def test_a_place_that_cannot_be_written_is_told_before_training(
     assert done.code in {1, 2} and "Traceback" not in done.err
     assert str(taken) in done.err.splitlines()[-1]
     assert taken.read_text() == "a file, not a folder"
+
+
+@pytest.mark.usefixtures("small_mini")
+def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
+    pevl: Pevl, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--no-pose", "--out", out, "--dry-run", "--set", "optim.epochs=7")
+    done = pevl("train", "--dataset", dataset, *options)
+    assert done.code == 0, done.err
+    told, _, table = done.out.partition("would train")
+    settings = yaml.safe_load(told)
+    assert settings["optim"]["epochs"] == 7 and settings["model"]["pose"] is False
+    for part in ("6 to train, 2 to validate", "parameters", "steps", "memory", "GiB free"):
+        assert part in " ".join(table.split()), part
+    assert not out.exists()
+    file = tmp_path / "again.yaml"
+    file.write_text(told)
+    again = pevl("train", "--config", file, "--dry-run")
+    assert again.out.partition("would train")[0] == told, "what is printed can be given"
+
+
+@pytest.mark.usefixtures("small_mini")
+def test_resume_finds_the_run_and_its_settings(
+    pevl: Pevl, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    none = pevl("train", "--dataset", dataset, "--no-pose", "--resume")
+    assert none.code == 1 and "no run to continue" in none.err.splitlines()[-1]
+    first = pevl("train", "--dataset", dataset, "--no-pose", "--epochs", 2, "--batch-size", 3)
+    assert first.code == 0, first.err
+    folder = tmp_path / "runs" / "moves-mini"
+    stored = (folder / "last" / "model.safetensors").read_bytes()
+    for options in (["--dataset", dataset], ["--out", folder]):
+        again = pevl("train", *options, "--resume")
+        assert again.code == 0, again.err
+        assert (folder / "last" / "model.safetensors").read_bytes() == stored
+    other = pevl("train", "--out", folder, "--resume", "--batch-size", 2)
+    assert other.code == 1 and "batch_size = 3, not 2" in other.err.splitlines()[-1]
+    assert pevl("train", "--resume").code == 2
+
+
+@pytest.mark.usefixtures("small_mini")
+def test_a_label_file_gives_the_texts_to_train_with(
+    pevl: Pevl, dataset: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("# prompt: a film of {text}\nrun_on\tgoing on\tforwards\nrun_back\tback\n")
+    options = ("--no-pose", "--epochs", 1, "--out", tmp_path / "out", "--labels")
+    done = pevl("train", "--dataset", dataset, *options, labels)
+    assert done.code == 0, done.err
+    stored = checkpoint.read_facts(tmp_path / "out" / "best").label_set
+    assert stored.names == ("run_on", "run_back") and stored.others == (("forwards",), ())
+    film = dataset / "run_on" / "0.mp4"
+    answer = pevl("classify", film, "--checkpoint", tmp_path / "out" / "best", "--format", "json")
+    assert sum(p["score"] for p in answer.records[0]["predictions"]) == pytest.approx(1, abs=1e-5)
+    assert not any("never learnt" in w for w in answer.records[0]["warnings"])
+    labels.write_text("run_on\nrun_off\n")
+    refused = pevl("train", "--dataset", dataset, *options, labels)
+    assert refused.code == 1
+    assert "missing 'run_back'; without clips 'run_off'" in refused.err.splitlines()[-1]
 
 
 def test_a_drawn_film_plays_in_ordinary_players(

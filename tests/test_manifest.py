@@ -236,3 +236,11 @@ def test_clips_are_held_out_at_random_where_asked() -> None:
     assert any(
         len({i.split for i in at_random if i.group == group}) == 2 for group in ("one", "two")
     )
+
+
+def test_a_folder_beside_those_of_the_splits_is_no_action(tmp_path: Path) -> None:
+    for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "raw/a/3.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(PevlError, match="'raw' stands beside 'train'"):
+        read_manifest(tmp_path)

@@ -168,6 +168,12 @@ def _read_folder(root: Path) -> list[Item]:
     parts = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     split_folders = [p for p in parts if p.name.lower() in SPLIT_NAMES]
     with_splits = bool(split_folders) and len(split_folders) == len(parts)
+    if len(split_folders) > 1 and not with_splits:
+        other = next(p.name for p in parts if p not in split_folders)
+        raise PevlError(
+            f"{root}: '{other}' stands beside '{split_folders[0].name}': give either one folder "
+            "per action, or only the folders of the splits."
+        )
     items = []
     for top in split_folders if with_splits else [root]:
         split = SPLIT_NAMES[top.name.lower()] if with_splits else ""

@@ -46,7 +46,7 @@ class ModelConfig(BaseModel):
     pose_features: Literal["xy", "body"] = "xy"
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor; "actor": the actor's box with a margin.
-    crop: Literal["full", "follow", "actor"] = "follow"
+    crop: Literal["full", "follow", "actor"] = "full"
     # parts
     video: bool = True
     pose: bool = True
