@@ -42,9 +42,11 @@ def main() -> None:
     for half in (0, 1):
         write(out / f"half{half}.csv", manifest, set(names[half::2]))
     base = out / "base"
-    if not (base / "last" / "model.safetensors").exists():
+    done = out / "base.json"
+    if not done.exists():
         given = {"optim.epochs": arguments.epochs, "run.out": base}
-        learn(arguments, out / "half0.csv", given)
+        done.write_text(json.dumps(learn(arguments, out / "half0.csv", given)))
+        print(done.name, done.read_text(), flush=True)
     for seed in arguments.seeds:
         for shots in SHOTS:
             for start in ("scratch", "other"):
@@ -96,6 +98,8 @@ def learn(
         "run.tracker": "none",
     }
     result = train(settings_for("mini", common | given))
+    if result.interrupted:
+        raise KeyboardInterrupt
     assert result.last is not None
     return {"top1": result.last.top1, "mean_class": result.last.mean_class}
 

@@ -80,6 +80,8 @@ def measure(
         },
     )
     result = train(settings)
+    if result.interrupted:
+        raise KeyboardInterrupt
     shutil.rmtree(run)
     assert result.last is not None
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,7 +42,9 @@ def write_aside(target: Path) -> Iterator[Path]:
 
     Nobody ever sees a half-written file. PevlError when the folder cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Of this thread's own: two may make the same entry at once.
+    own = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = target.with_name(f".{target.name}.{own}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -365,8 +365,7 @@ def train(
     named = config
     if resume and named is None:
         named = _stored_settings(out, dataset)
-    named = named or "mini"
-    if dataset is None and named in CONFIGS and not _assigns(assign):
+    if dataset is None and (named is None or named in CONFIGS) and not _assigns(assign):
         raise UsageError("--dataset is needed: a folder of class folders, or a CSV file.")
     _check_weights(pose_weights, no_pose)
     settings = load_settings(named, said, assign or ())
@@ -378,7 +377,7 @@ def train(
     from pevl_cli import train as training
 
     if settings.init is not None:
-        settings = training.settings_for(named, said, assign or [])
+        settings = training.settings_for(named, said, assign or ())
     if dry_run:
         from pevl_cli.plan import make_plan
 
@@ -396,11 +395,16 @@ def train(
 
 def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
     """The settings of the run to continue."""
-    if out is None and dataset is None:
+    if out is not None:
+        found = [out / "settings.yaml"]
+    elif dataset is not None:
+        found = sorted(Path("runs").glob(f"{dataset.resolve().stem}-*/settings.yaml"))
+    else:
         raise UsageError("--resume: name the run's folder with --out.")
-    folder = out or Path("runs") / f"{dataset.resolve().stem}-mini"  # type: ignore[union-attr]
-    file = folder / "settings.yaml"
-    return str(file) if file.is_file() else None
+    if len(found) > 1:
+        folders = ", ".join(str(file.parent) for file in found)
+        raise UsageError(f"--resume: which of {folders}? Name one with --out.")
+    return str(found[0]) if found and found[0].is_file() else None
 
 
 def _assigns(assignments: list[str] | None) -> bool:
@@ -508,6 +512,8 @@ def _print_result(result: Result, settings: TrainSettings) -> None:
     line = ["pevl", "classify", "VIDEO", "--checkpoint", str(result.folder / "best")]
     if settings.model.frozen_base and settings.clip is not None:
         line += ["--clip", settings.clip]
+    if settings.run.pose_weights is not None:
+        line += ["--pose-weights", str(settings.run.pose_weights)]
     print(shlex.join(line))
 
 

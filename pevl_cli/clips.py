@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pevl_cli.datasets.manifest import Item
 from pevl_cli.errors import PevlError
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
+from pevl_cli.pose import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose import PoseDetector
 from pevl_cli.samples import Sample, collate, read_sample, vary
 from pevl_cli.settings import Augmentation
@@ -58,6 +60,7 @@ class Clips(Dataset[Sample]):
         self.items = list(items)
         self.labels = [index[item.label] for item in items]
         self.config, self.detector, self.cache_bytes = config, detector, cache_bytes
+        self._room = 0.0  # bytes that may still be written to the cache
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,13 +74,10 @@ class Clips(Dataset[Sample]):
             return sample
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             pass  # not there, or damaged: made again
-        return self._make(item, entry)
+        return self._read(item)
 
-    def _make(self, item: Item, entry: Path) -> Sample:
-        sample = read_sample(item.path, self.config, self.detector, item.start_s, item.end_s)
-        if self.cache_bytes:
-            _store(entry, sample)
-        return sample
+    def _read(self, item: Item) -> Sample:
+        return read_sample(item.path, self.config, self.detector, item.start_s, item.end_s)
 
     def check(
         self, listener: Callable[[int, int], None], threads: int | None = None
@@ -89,7 +89,7 @@ class Clips(Dataset[Sample]):
         """
         found: list[LeftOut] = []
         kept: list[int] = []
-        trim_cache(self.cache_bytes)
+        self._room = self.cache_bytes - trim_cache(self.cache_bytes)
         with ThreadPoolExecutor(threads or max(os.cpu_count() or 1, 1)) as pool:
             reasons = pool.map(self._reason, self.items)
             for i, reason in enumerate(reasons):
@@ -119,12 +119,18 @@ class Clips(Dataset[Sample]):
             return verdict.read_text(encoding="utf-8") or None
         reason = ""
         try:
-            self._make(item, entry)
+            sample = self._read(item)
         except PevlError as error:
             reason = str(error)
-        if reason or not self.cache_bytes:
-            with write_aside(verdict) as temporary:
-                temporary.write_text(reason, encoding="utf-8")
+        else:
+            size = sample.frames.nbytes + sample.joints.nbytes + 4096
+            if size <= self._room:
+                self._room -= size
+                with suppress(PevlError):  # a full disk makes it slower, not wrong
+                    _store(entry, sample)
+                    return None
+        with suppress(PevlError), write_aside(verdict) as temporary:
+            temporary.write_text(reason, encoding="utf-8")
         return reason or None
 
     def _entry(self, item: Item) -> Path:
@@ -134,7 +140,7 @@ class Clips(Dataset[Sample]):
         if self.detector is not None:
             pose = (self.detector.digest(), asdict(self.detector.settings) | {"batch": 0})
         parts = (
-            CACHE_VERSION,
+            (CACHE_VERSION, POSE_CACHE_VERSION),
             (str(item.path.resolve()), stat.st_size, stat.st_mtime_ns),
             (item.start_s, item.end_s),
             (config.pose_frames, config.image_size, config.crop, config.layout, config.joints),
@@ -178,21 +184,20 @@ def _store(entry: Path, sample: Sample) -> None:
         np.savez(file, **facts)
 
 
-def trim_cache(limit_bytes: float) -> None:
-    """Remove the decoded clips that were used longest ago, down to ``limit_bytes``."""
+def trim_cache(limit_bytes: float) -> int:
+    """Remove the decoded clips used longest ago, down to ``limit_bytes``; the bytes that remain."""
     entries = []
     for entry in cache_folder("samples").glob("*/*.npz"):
-        try:
+        with suppress(OSError):  # removed by another run
             stat = entry.stat()
-        except OSError:  # removed by another run
-            continue
-        entries.append((stat.st_mtime, stat.st_size, entry))
+            entries.append((stat.st_mtime, stat.st_size, entry))
     total = sum(size for _, size, _ in entries)
     for _, size, entry in sorted(entries):
         if total <= limit_bytes:
-            return
+            break
         entry.unlink(missing_ok=True)
         total -= size
+    return total
 
 
 def write_left_out(path: Path, found: Sequence[LeftOut]) -> None:

@@ -232,7 +232,8 @@ class PoseDetector:
                 pass  # a damaged entry is made again
         actor = self.find_actor(Footage.of_clip(clip))
         if entry is not None:
-            with write_aside(entry) as temporary, temporary.open("wb") as file:
+            # Where the cache cannot be written the detector runs again next time.
+            with suppress(PevlError), write_aside(entry) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(
                     file,
                     joints=actor.joints,

@@ -189,7 +189,8 @@ class Recogniser:
         # A label the checkpoint was trained on keeps the texts it was trained with.
         own = self.labels
         place = {name: i for i, name in enumerate(own.names)}
-        if place.keys() >= set(chosen.names) and chosen.texts == chosen.names:
+        bare = chosen.texts == chosen.names and not chosen.others
+        if bare and place.keys() >= set(chosen.names):
             rows = [place[name] for name in chosen.names]
             others = tuple(own.others[i] for i in rows) if own.others else ()
             return replace(

@@ -145,17 +145,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_settings(
-    config: str | Path = "mini",
+    config: str | Path | None = None,
     given: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     base: ModelConfig | None = None,
 ) -> TrainSettings:
     """Settings from a preset's name or a YAML file, ``given`` flags and ``KEY=VALUE`` assignments.
 
-    Later ones win. Keys are dotted: ``optim.lr``. ``base`` is the model to start from in place of
-    the named one (that of ``init``). UsageError names what is unknown, with the nearest name, or
-    what has a wrong value.
+    Later ones win; keys are dotted: ``optim.lr``. ``base`` is the model to start from in place of
+    the named one (that of ``init``); without a name it is the preset of ``base``, else `mini`.
+    UsageError names what is unknown, with the nearest name, or what has a wrong value.
     """
+    usual = base.name if base is not None else "mini"
+    config = config or usual
     named = str(config) in CONFIGS
     said = {"model": {"name": str(config)}} if named else _read_yaml(Path(config))
     for key, value in (given or {}).items():
@@ -169,9 +171,11 @@ def load_settings(
         except yaml.YAMLError as error:
             raise UsageError(f"--set {assignment}: the value cannot be read.") from error
     model = said.get("model")
-    name = model.get("name", "mini") if isinstance(model, dict) else "mini"
+    name = model.get("name", usual) if isinstance(model, dict) else usual
     if base is None and name not in CONFIGS:
         raise UsageError(f"model.name '{name}': one of {', '.join(CONFIGS)} is needed.")
+    if base is not None and name != base.name:
+        raise UsageError(f"init: is a checkpoint of config '{base.name}', not '{name}'.")
     start = base or CONFIGS[name]
     tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, said)
     try:

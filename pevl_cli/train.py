@@ -17,10 +17,9 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ import numpy as np
 import torch
 import yaml
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -62,6 +63,7 @@ from pevl_cli.settings import Augmentation, TrainSettings, load_settings, read_d
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
 STATE, OLDER_STATE = "state.pt", "state.older.pt"
+REPLACED_STATE = "state.replaced.pt"  # of a run that another one was begun over
 # Of settings: what may differ when a run is continued, as it changes no weight.
 FREE = {"run": {"device", "out", "tracker", "save_minutes"}, "data": {"workers", "cache_gb"}}
 
@@ -131,14 +133,36 @@ def train(
     fabric.launch()
     if fabric.global_rank:
         listener = _nobody
+    try:
+        return _train(settings, manifest, detector, model, base, fabric, listener, resume)
+    except BaseException:
+        # The processes started for this run would wait for this one.
+        for process in getattr(fabric.strategy.launcher, "procs", ()):
+            process.terminate()
+        raise
+
+
+def _train(
+    settings: TrainSettings,
+    manifest: Manifest,
+    detector: PoseDetector | None,
+    model: PeVL,
+    base: checkpoint.Base | None,
+    fabric: Fabric,
+    listener: Listener,
+    resume: bool,
+) -> Result:
+    """What each process does once it knows the others."""
+    folder = settings.folder
     train_clips, val_clips, left_out = _clips(settings, manifest, detector, fabric, listener)
     torch.manual_seed(settings.run.seed)
     facts = _facts(settings, manifest, detector, train_clips, val_clips)
     trainer = Trainer(model, manifest.labels, settings, fabric, listener)
     if resume:
         trainer.resume(folder)
+    elif fabric.is_global_zero:
+        _put_aside(folder)
     if fabric.is_global_zero:
-        write_left_out(folder / "left_out.csv", left_out)
         write_run(folder, settings, facts)
     try:
         result = trainer.fit(train_clips, val_clips, folder, base, facts)
@@ -186,16 +210,16 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
 
 
 def settings_for(
-    config: str | Path,
-    given: dict[str, Any] | None = None,
-    assignments: list[str] | None = None,
+    config: str | Path | None,
+    given: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
 ) -> TrainSettings:
     """`load_settings`, with the model of the checkpoint that training starts from, if any."""
-    settings = load_settings(config, given, assignments or ())
+    settings = load_settings(config, given, assignments)
     if settings.init is None:
         return settings
     base = checkpoint.read_facts(checkpoint.find(settings.init)).model
-    return load_settings(config, given, assignments or (), base)
+    return load_settings(config, given, assignments, base)
 
 
 def _clips(
@@ -224,10 +248,12 @@ def _clips(
             )
             done += count
     train_clips, val_clips = splits
+    if fabric.is_global_zero:
+        write_left_out(settings.folder / "left_out.csv", left_out)
     if left_out and data.strict:
         raise PevlError(
             f"{manifest.source}: {len(left_out)} of {total} clips cannot be read, the first: "
-            f"{left_out[0].reason} Without --strict they are left out."
+            f"{left_out[0].reason} All are in left_out.csv; without --strict they are left out."
         )
     if data.shots is not None:
         train_clips.few(data.shots, settings.run.seed)
@@ -250,26 +276,31 @@ def _fabric(settings: TrainSettings) -> Fabric:
     if precision == "fp16" and accelerator == "cpu":
         raise PevlError("run.precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
     # Under torchrun it is torchrun that says how many there are.
+    torchrun = "LOCAL_WORLD_SIZE" in os.environ
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
-    world = int(os.environ.get("WORLD_SIZE", processes))
+    world = int(os.environ.get("WORLD_SIZE", processes)) if torchrun else processes
     if settings.optim.batch_size % world:
         raise PevlError(
             f"optim.batch_size {settings.optim.batch_size} cannot be shared among {world} "
             "processes evenly."
         )
-    if accelerator == "cuda" and processes > torch.cuda.device_count():
-        raise PevlError(
-            f"{processes} GPUs were asked for, and {torch.cuda.device_count()} are there."
-        )
+    there = torch.cuda.device_count()
+    if processes > there and (accelerator == "cuda" or (run.device == "auto" and processes > 1)):
+        raise PevlError(f"{processes} GPUs were asked for, and {there} are there.")
     strategy: Any = "auto"
     if world > 1:
-        strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(hours=12))
+        strategy = DDPStrategy(find_unused_parameters=True)
+    plugins: list[Any] = []
+    if precision != "fp32":
+        plugins.append(_Autocast("bf16-mixed" if precision == "bf16" else "16-mixed", accelerator))
+    if not torchrun:  # a cluster's own variables shall not decide, only what was asked for
+        plugins.append(LightningEnvironment())
     return Fabric(
         accelerator=accelerator,
         devices=[int(index)] if index and processes == 1 else processes,
         num_nodes=max(world // processes, 1),
         strategy=strategy,
-        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+        plugins=plugins,
         loggers=_tracker(run.tracker, folder),
     )
 
@@ -283,14 +314,15 @@ def _precision(settings: TrainSettings) -> str:
 def _tracker(name: str, folder: Path) -> Any:
     if name == "none":
         return None
+    session = time.strftime("%Y%m%d-%H%M%S")  # a continued run does not write over the first part
     if name == "tensorboard":
         from lightning_fabric.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(folder, name="log", version="")
+        return TensorBoardLogger(folder, name="log", version=session)
     if name == "csv":
         from lightning_fabric.loggers import CSVLogger
 
-        return CSVLogger(folder, name="log", version="")
+        return CSVLogger(folder, name="log", version=session, flush_logs_every_n_steps=1)
     try:
         from lightning.pytorch import loggers
 
@@ -299,6 +331,13 @@ def _tracker(name: str, folder: Path) -> Any:
         return loggers.MLFlowLogger(experiment_name="pevl", run_name=folder.name)
     except ImportError as error:
         raise PevlError(f"run.tracker {name}: pip install lightning {name} first.") from error
+
+
+class _Autocast(MixedPrecision):  # type: ignore[misc]
+    """Half precision for products only: coordinates go into the model as they are."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 class _Step(nn.Module):
@@ -407,17 +446,28 @@ class Trainer:
         """Train to the end of the schedule, or until it no longer gets better."""
         optim, run = self.settings.optim, self.settings.run
         steps = steps_per_epoch(self.settings, len(train_clips))
+        if optim.patience and not len(val_clips):
+            raise PevlError("optim.patience needs validation clips, and there are none.")
         schedule = _schedule(self.optimiser, steps * optim.epochs, int(steps * optim.warmup_epochs))
         result = Result(folder, len(train_clips), len(val_clips))
         best, right, seen, waited = -1.0, 0, 0, 0.0
+        gained = 0  # the epoch that was last better than all before it
+        same = self._what_has_to_be_the_same(train_clips, steps)
         spent = 0.0  # seconds of earlier sessions
         start = 0
         state, self._state = self._state, None
         if state is not None:
+            for what, now in same.items():
+                if (before := state["same"].get(what)) != now:
+                    raise PevlError(
+                        f"{folder}: cannot be continued, as {what} changed from {before} to {now} "
+                        "since it began."
+                    )
             # The optimiser after its schedule, whose making sets the learning rate.
             self.optimiser.load_state_dict(state["optimiser"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
             schedule.load_state_dict(state["schedule"])
-            start, best = state["steps"], state["best"]
+            start, best, gained = state["steps"], state["best"], state["gained"]
             right, seen, spent, waited = (
                 state["right"],
                 state["seen"],
@@ -439,7 +489,6 @@ class Trainer:
         loader = self._loader(Variations(train_clips, self.augmentation, run.seed), order)
         batches = iter(loader)
         started = saved = time.monotonic()
-        checked = 0
 
         def save_state(steps_done: int) -> None:
             nonlocal saved
@@ -448,7 +497,9 @@ class Trainer:
                     folder,
                     {
                         "settings": _fixed(self.settings),
-                        "data": facts["data_hash"],
+                        "same": same,
+                        "precision": self.fabric.strategy.precision.state_dict(),
+                        "gained": gained,
                         "model": self._kept(self.model),
                         "averaged": None
                         if self.averaged is None
@@ -468,11 +519,18 @@ class Trainer:
                 )
             saved = time.monotonic()
 
+        every = 1 if optim.patience else max(optim.epochs // 30, 1)
+        if state is None:
+            save_state(0)  # from the first moment there is something to continue
         try:
             for done in range(start + 1, steps * optim.epochs + 1):
                 epoch, within = divmod(done - 1, steps)
                 epoch += 1
                 if within == 0:
+                    # Asked here, so that a run that had stopped stops again when continued.
+                    if optim.patience and epoch - 1 - gained >= optim.patience:
+                        result.stopped_early = True
+                        break
                     right = seen = 0
                 loss, hits, wait = self._step(batches, order, epoch, within)
                 schedule.step()
@@ -485,29 +543,41 @@ class Trainer:
                     continue
                 result.epochs = epoch
                 # Checked about 30 times: often enough to choose, seldom enough to cost little.
-                if not (epoch % max(optim.epochs // 30, 1)) or epoch == optim.epochs:
-                    checked += 1
+                if epoch % every == 0 or epoch == optim.epochs:
                     result.last = self.test(val_clips, epoch)
                     value = -0.5
                     if result.last is not None:
                         value = result.last.top1 + result.last.mean_class
+                    if value > best:
+                        gained = epoch
                     if value >= best:
                         best, result.best, result.best_epoch = value, result.last, epoch
                         self._save(folder / "best", base, facts, result, spent, started)
                 save_state(done)
-                if optim.patience and epoch - result.best_epoch >= optim.patience:
-                    result.stopped_early = True
-                    break
         except KeyboardInterrupt:
             result.interrupted = True
-        for logger in self.fabric.loggers:
-            logger.finalize("success")
+        finally:
+            for logger in self.fabric.loggers:
+                logger.finalize("success")
         self._save(folder / "last", base, facts, result, spent, started)
         if best < -0.5:  # interrupted before the first check
             self._save(folder / "best", base, facts, result, spent, started)
         result.seconds = spent + time.monotonic() - started
         result.wait = waited / max(result.seconds, 1e-9)
         return result
+
+    def _what_has_to_be_the_same(self, clips: Clips, steps: int) -> dict[str, str | int]:
+        """All but the settings that decides the weights of a run."""
+        digest = hashlib.blake2b(digest_size=8)
+        for item, label in zip(clips.items, clips.labels, strict=True):
+            digest.update(repr((item, label)).encode())
+        digest.update(repr(self.labels).encode())
+        return {
+            "the training clips (as a hash)": digest.hexdigest(),
+            "the number of steps an epoch": steps,
+            "the number of processes": self.fabric.world_size,
+            "the precision": self.precision,
+        }
 
     def _loader(self, clips: Variations, order: Order) -> DataLoader[Batch]:
         workers = self.settings.data.workers
@@ -626,16 +696,20 @@ class Trainer:
         return self.fabric.autocast() if self._halved else nullcontext()
 
     def how_to_need_less_memory(self) -> str:
-        optim, run = self.settings.optim, self.settings.run
-        half = max(optim.batch_size // 2, 2)
-        ways = [f"--set optim.batch_size={half} --set optim.accumulate={optim.accumulate * 2}"]
-        if not run.checkpointing:
-            ways.append("--set run.checkpointing=true (about a third of the memory)")
+        optim, world = self.settings.optim, self.fabric.world_size
+        half = optim.batch_size // (2 * world) * world
+        ways = []
+        if half >= 2:
+            more = optim.accumulate * optim.batch_size // half
+            ways.append(f"--set optim.batch_size={half} --set optim.accumulate={more}")
+        if not self.settings.run.checkpointing:
+            ways.append("--set run.checkpointing=true (about a fifth of the activations)")
         if self.precision == "fp32":
-            ways.append("--precision bf16 (half of it)")
-        return (
-            f"the memory is too small for {optim.batch_size} clips at a time. "
-            f"Try {', or '.join(ways)}; the run can be continued only with the same settings."
+            ways.append("--precision bf16 (about half of them)")
+        if not ways:
+            ways.append("--config mini, or a GPU with more memory")
+        return f"the memory is too small for {optim.batch_size} clips at a time. Try " + (
+            ", or ".join(ways) + "."
         )
 
     # -- what is kept ---------------------------------------------------------------------------
@@ -647,6 +721,8 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Take up the newest state in a run's folder that can be read."""
+        for rest in folder.glob(f".{STATE}.*.tmp"):  # of a run that was killed while writing
+            rest.unlink(missing_ok=True)
         state = load_state(folder)
         said, now = state["settings"], _fixed(self.settings)
         for key in sorted(said.keys() | now.keys()):
@@ -697,14 +773,24 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     target, older = folder / STATE, folder / OLDER_STATE
     with write_aside(target) as temporary:
         try:
-            torch.save(state, temporary)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # before the older one is let go, also if power is
         except RuntimeError as error:  # torch's writer tells a full disk so
             raise PevlError(
                 f"{target}: the run's state cannot be written; is the disk full? "
                 "What was saved before is still there."
             ) from error
         if target.exists():
-            os.replace(target, older)
+            target.replace(older)
+
+
+def _put_aside(folder: Path) -> None:
+    """A new run does not take up, and does not lose, what another one left in its folder."""
+    (folder / OLDER_STATE).unlink(missing_ok=True)
+    if (folder / STATE).exists():
+        (folder / STATE).replace(folder / REPLACED_STATE)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -719,6 +805,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         except Exception as error:  # torch raises many kinds for a damaged file
             problem = f"{name} is damaged: {str(error).splitlines()[0][:80]}"
             warnings.warn(f"{folder}: {problem}; looking for an older one", stacklevel=2)
+            file.unlink()  # or the next save would put it in the place of the good one
             continue
         return state
     raise PevlError(f"{folder}: no state of the run can be read ({problem}).")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from pevl_cli import train as training
 from pevl_cli.cache import cache_folder
 from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
 from pevl_cli.datasets.manifest import read_manifest
-from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import encode_labels
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.evaluate import Accuracy, encode_labels
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
-from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.pevl import Batch, PeVL
 from pevl_cli.plan import activation_bytes, make_plan
 from pevl_cli.settings import Augmentation, TrainSettings, load_settings
 
@@ -171,6 +172,14 @@ def test_a_damaged_state_gives_way_to_the_older_one(moves: Path, tmp_path: Path)
 
 def test_a_run_is_continued_with_its_own_settings(moves: Path, tmp_path: Path) -> None:
     training.train(settings_of(moves, tmp_path / "run", optim__epochs=1))
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "0.mp4").unlink()
+    fewer = settings_of(data, tmp_path / "run", optim__epochs=1)
+    with pytest.raises(PevlError, match=r"data.dataset = .*, not"):
+        training.train(fewer, resume=True)
+    with pytest.raises(PevlError, match=r"the training clips .* changed"):
+        given = settings_of(moves, tmp_path / "run", optim__epochs=1)
+        training.train(given, resume=True, manifest=read_manifest(data))
     stored = (tmp_path / "run" / "settings.yaml").read_text()
     other = settings_of(moves, tmp_path / "run", optim__epochs=1, optim__lr=0.5)
     with pytest.raises(PevlError, match=r"optim.lr = 0.001, not 0.5"):
@@ -180,13 +189,27 @@ def test_a_run_is_continued_with_its_own_settings(moves: Path, tmp_path: Path) -
         training.train(settings_of(moves, tmp_path / "none"), resume=True)
 
 
+def test_a_new_run_in_the_folder_of_an_old_one(moves: Path, tmp_path: Path) -> None:
+    """It is not taken for a part of it, and the old one can still be had back."""
+    settings = settings_of(moves, tmp_path / "run", optim__epochs=1)
+    training.train(settings)
+    old = (tmp_path / "run" / "state.pt").read_bytes()
+    with pytest.raises(_StopError):
+        training.train(settings_of(moves, tmp_path / "run", run__seed=4), stop_after(0))
+    assert (tmp_path / "run" / "state.replaced.pt").read_bytes() == old
+    assert training.load_state(tmp_path / "run")["steps"] == 0, "the new one's"
+    result = training.train(settings_of(moves, tmp_path / "run", run__seed=4), resume=True)
+    training.train(settings_of(moves, tmp_path / "whole", run__seed=4))
+    assert result.epochs == 4 and same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
 def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path) -> None:
-    """A file may not grow beyond a limit that the first state just keeps."""
+    """No file may grow to the size of the state, and an earlier run lies in the folder."""
     settings = settings_of(moves, tmp_path, optim__epochs=2)
     folder = tmp_path / "run"
     assert run(command(settings, folder)).returncode == 0
-    kept = {name: (folder / name).read_bytes() for name in ("state.pt", "best/config.json")}
+    kept = (folder / "state.pt").read_bytes()
     limit = (folder / "state.pt").stat().st_size // 2
     line = command(settings_of(moves, tmp_path, optim__epochs=2), folder)
     script = (
@@ -200,9 +223,9 @@ def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path
     assert done.returncode == 1, done.stderr
     told = done.stderr.strip().splitlines()[-1]
     assert told.startswith("error:") and "state.pt" in told and "Traceback" not in done.stderr
-    assert (folder / "state.pt").read_bytes() == kept["state.pt"]
+    assert (folder / "state.replaced.pt").read_bytes() == kept
     assert not list(folder.glob(".*.tmp"))
-    torch.load(folder / "state.pt", weights_only=True)
+    assert training.load_state(folder)["steps"] == 0, "the first, small one can be continued"
 
 
 # -- several processes ----------------------------------------------------------------------------
@@ -233,6 +256,27 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     assert done.stdout.count("pevl classify") == 1, "one of them tells"
     facts = checkpoint.read_facts(tmp_path / "run" / "best")
     assert facts.training["val_clips"] == 3 and facts.training["val_top1"] in {0, 0.3333, 0.6667, 1}
+
+
+def test_coordinates_are_not_rounded_where_half_is_computed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(**ON_CLIP)
+    given = {"run.precision": "bf16", "run.tracker": "none", "run.device": "cpu"}
+    settings = load_settings(None, given | {"data.dataset": tmp_path}, base=model.config)
+    trainer = training.Trainer(model, LabelSet(LABELS, LABELS), settings)
+    seen = []
+    encode = PeVL.encode
+
+    def spy(self: PeVL, batch: Batch) -> object:
+        seen.append(batch.joints)
+        return encode(self, batch)
+
+    monkeypatch.setattr(PeVL, "encode", spy)
+    batch = tiny_batch(4)
+    order = Order([0, 1, 2, 0], 4, 1, 1, 0.0, 0)
+    trainer._step(iter([batch]), order, 1, 0)
+    assert batch.joints is not None and torch.equal(seen[0], batch.joints)
 
 
 def test_frozen_weights_are_held_in_half_where_half_is_computed_with(tmp_path: Path) -> None:
@@ -276,6 +320,33 @@ def test_bad_clips_are_listed_and_left_out(moves: Path, tmp_path: Path) -> None:
         training.train(settings_of(data, tmp_path / "strict", data__strict=True))
 
 
+@pytest.mark.parametrize("room", [0, 2.5])
+def test_clips_beyond_the_cache_s_size_are_read_again(
+    moves: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: float
+) -> None:
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    manifest = read_manifest(moves)
+    config = tiny_config(**SMALL)
+    whole = Clips(manifest.items, manifest.labels.names, config, None)
+    size = whole[0].frames.nbytes + whole[0].joints.nbytes + 4096
+    for _ in range(2):
+        clips = Clips(manifest.items, manifest.labels.names, config, None, room * size)
+        assert clips.check(lambda done, total: None) == [] and len(clips) == 15
+        assert len(list(cache_folder("samples").glob("*/*.npz"))) == int(room)
+    assert np.array_equal(clips[14].frames, whole[14].frames)
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_clip_out(
+    moves: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "samples").write_text("a file where the folder should be")
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    manifest = read_manifest(moves)
+    clips = Clips(manifest.items, manifest.labels.names, tiny_config(**SMALL), None)
+    assert clips.check(lambda done, total: None) == [] and len(clips) == 15
+    assert clips[3].frames.any()
+
+
 def test_a_second_check_reads_no_video(
     moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +378,9 @@ def test_a_second_check_reads_no_video(
 def test_a_sample_from_the_cache_is_the_sample(moves: Path) -> None:
     manifest = read_manifest(moves)
     clips = Clips(manifest.items, manifest.labels.names, tiny_config(**SMALL), None)
-    fresh = clips._make(clips.items[3], clips._entry(clips.items[3]))
+    fresh = clips._read(clips.items[3])
+    clips.check(lambda done, total: None)
+    assert clips._entry(clips.items[3]).exists()
     for _ in range(2):
         stored = clips[3]
         for name, value in vars(fresh).items():
@@ -434,7 +507,9 @@ def test_starting_from_a_checkpoint_with_other_labels(moves: Path, tmp_path: Pat
     assert facts.training["init"] == given["init"]
     for (name, a), b in zip(old.named_parameters(), new.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2, msg=name)
-    other = training.settings_for("mini", given, ["model.width=64", "model.heads=4"])
+    with pytest.raises(UsageError, match="of config 'mini', not 'vit-b-16'"):
+        training.settings_for("vit-b-16", given)
+    other = training.settings_for(None, given, ["model.width=64", "model.heads=4"])
     with pytest.raises(PevlError, match="another size"):
         training.train(other)
 
@@ -446,12 +521,35 @@ def test_fixed_classes_are_learnt_anew(moves: Path, tmp_path: Path) -> None:
     assert model.class_vectors.shape[0] == 3
 
 
-def test_early_stopping(moves: Path, tmp_path: Path) -> None:
-    given = {"optim__patience": 2, "optim__epochs": 30, "optim__lr": 1e-12, "optim__min_steps": 30}
-    result = training.train(settings_of(moves, tmp_path / "run", **given))
-    # With nothing learnt every check is as good as the first, so the last of equals is the best ...
-    assert result.best_epoch == result.epochs or result.epochs - result.best_epoch == 2
-    assert result.stopped_early == (result.epochs < 30)
+def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third check is the best; it stops two epochs later, and again when continued."""
+    values = iter([0.1, 0.2, 0.9, 0.3, 0.9, 0.5, 0.6, 0.7])  # as good is not better
+    given = {"optim__patience": 2, "optim__epochs": 90, "optim__min_steps": 90}
+    settings = settings_of(moves, tmp_path / "run", **given)
+
+    def test(*_: object) -> Accuracy:
+        value = next(values)
+        return Accuracy(value, value, 3, {}, [])
+
+    monkeypatch.setattr(training.Trainer, "test", test)
+    result = training.train(settings)
+    assert (result.stopped_early, result.best_epoch, result.epochs) == (True, 5, 5)
+    again = training.train(settings, resume=True)
+    assert (again.stopped_early, again.best_epoch, again.epochs) == (True, 5, 5)
+    assert again.best is not None and again.best.top1 == 0.9
+
+
+def test_patience_needs_something_to_judge_by(moves: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(moves)
+    all_train = replace(
+        manifest, items=tuple(replace(item, split="train") for item in manifest.items)
+    )
+    settings = settings_of(moves, tmp_path / "run", optim__patience=1)
+    with pytest.raises(PevlError, match="patience needs validation clips"):
+        training.train(settings, manifest=all_train)
+    result = training.train(settings_of(moves, tmp_path / "run"), manifest=all_train)
+    assert result.best is None and result.train_clips == 15
+    assert checkpoint.load(tmp_path / "run" / "best")
 
 
 def test_one_phrasing_is_drawn_and_all_are_averaged(moves: Path, tmp_path: Path) -> None:
@@ -503,7 +601,8 @@ def test_a_run_says_how_it_was_made(moves: Path, tmp_path: Path) -> None:
     assert about["settings"] == settings.model_dump(mode="json")
     assert {"torch", "pevl", "python", "lightning_fabric", "git", "data_hash", "seed"} <= set(about)
     assert load_settings(tmp_path / "run" / "settings.yaml") == settings
-    with (tmp_path / "run" / "log" / "metrics.csv").open() as file:
+    (metrics,) = (tmp_path / "run" / "log").glob("*/metrics.csv")
+    with metrics.open() as file:
         rows = list(csv.DictReader(file))
     assert any(row["train/loss"] for row in rows) and any(row["val/top1"] for row in rows)
     manifest = read_manifest(moves)
@@ -514,7 +613,7 @@ def test_a_run_says_how_it_was_made(moves: Path, tmp_path: Path) -> None:
 def test_tensorboard_gets_the_curves(moves: Path, tmp_path: Path) -> None:
     given = {"optim__epochs": 1, "run__tracker": "tensorboard"}
     training.train(settings_of(moves, tmp_path / "run", **given))
-    (events,) = (tmp_path / "run" / "log").glob("events.out.tfevents.*")
+    (events,) = (tmp_path / "run" / "log").glob("*/events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes() and b"val/top1" in events.read_bytes()
 
 
