@@ -28,6 +28,7 @@ _SIZES: dict[str, Any] = {
     "pose_frames": S,
     "joints": J,
     # Not sizes, but what shall not change with `mini`.
+    "video_temporal": True,
     "dropout": 0.0,
     "quick_gelu": True,
     "semantic_loss": True,

@@ -136,7 +136,6 @@ CONFIGS = {
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",
-        video_temporal=True,
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.
         semantic_loss=False,
