@@ -591,6 +591,8 @@ class Trainer:
             num_workers=workers,
             collate_fn=gather_batch,
             worker_init_fn=quiet_worker,
+            # A fork of a process whose OpenMP or OpenCV threads have run may hang for ever.
+            multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # its draws shall not move the model's
