@@ -26,7 +26,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
 from pevl_cli.pose import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose import PoseDetector
-from pevl_cli.samples import Sample, collate, read_sample, vary
+from pevl_cli.samples import Sample, read_sample, vary
 from pevl_cli.settings import Augmentation
 
 # Entries made by another way of cutting out are of no use.
@@ -303,11 +303,6 @@ class Variations(Dataset[Batch]):
                 first = first or PevlError(f"{clips.items[k].path}: {error}")
         assert first is not None
         raise first
-
-
-def gather_batch(batches: list[Batch]) -> Batch:
-    """The loader's way from single variations to one batch."""
-    return collate(batches)
 
 
 def quiet_worker(_: int) -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pevl_cli.clips import GIGABYTE
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch, PeVL
 from pevl_cli.settings import TrainSettings
 from pevl_cli.train import steps_per_epoch
-
-GIGABYTE = 1 << 30
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class OptimSettings(Section):
     lr: float = Field(8e-6, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(3.0, ge=0)
-    min_steps: int = Field(300, ge=0)  # over all epochs: a few clips are gone through more often
+    min_steps: int = Field(200, ge=0)  # over all epochs: a few clips are gone through more often
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 = off; else averaged weights are kept and tested
     balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally often, 1 = classes equally often
     clip_norm: float = Field(1.0, gt=0)

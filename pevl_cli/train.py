@@ -10,23 +10,19 @@ Knows nothing about consoles: progress goes to a callback, results come back as 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import lightning_fabric
 import numpy as np
 import torch
-import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import LightningEnvironment
@@ -37,15 +33,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pevl_cli import __version__
-from pevl_cli.cache import write_aside
+from pevl_cli import __version__, run
 from pevl_cli.clips import (
     GIGABYTE,
     Clips,
     LeftOut,
     Order,
     Variations,
-    gather_batch,
     quiet_worker,
     write_left_out,
 )
@@ -58,14 +52,10 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.pevl import Batch, Features, PeVL
 from pevl_cli.pose import PoseDetector
-from pevl_cli.samples import Sample
+from pevl_cli.samples import Sample, collate
 from pevl_cli.settings import Augmentation, TrainSettings, load_settings, read_data
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
-STATE, OLDER_STATE = "state.pt", "state.older.pt"
-REPLACED_STATE = "state.replaced.pt"  # of a run that another one was begun over
-# Of settings: what may differ when a run is continued, as it changes no weight.
-FREE = {"run": {"device", "out", "tracker", "save_minutes"}, "data": {"workers", "cache_gb"}}
 
 
 @dataclass(frozen=True)
@@ -126,8 +116,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{folder}: not a folder to write to ({error.strerror}).") from error
-    if resume and not any((folder / name).is_file() for name in (STATE, OLDER_STATE)):
-        raise PevlError(f"{folder}: there is no run to continue in it (no {STATE}).")
+    if resume and not run.has_state(folder):
+        raise PevlError(f"{folder}: there is no run to continue in it (no {run.STATE}).")
     model, base = make_model(settings, manifest.labels)
     fabric = _fabric(settings)
     fabric.launch()
@@ -161,9 +151,9 @@ def _train(
     if resume:
         trainer.resume(folder)
     elif fabric.is_global_zero:
-        _put_aside(folder)
+        run.put_aside(folder)
     if fabric.is_global_zero:
-        write_run(folder, settings, facts)
+        run.write_facts(folder, settings, facts)
     try:
         result = trainer.fit(train_clips, val_clips, folder, base, facts)
     except RuntimeError as error:
@@ -267,17 +257,17 @@ def _clips(
 
 
 def _fabric(settings: TrainSettings) -> Fabric:
-    run, folder = settings.run, settings.folder
+    where = settings.run
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its greeting
     warnings.filterwarnings("ignore", module="lightning_fabric")
-    device = choose_device(run.device)
+    device = choose_device(where.device)
     accelerator, _, index = device.partition(":")
     precision = _precision(settings)
     if precision == "fp16" and accelerator == "cpu":
         raise PevlError("run.precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
     # Under torchrun it is torchrun that says how many there are.
     torchrun = "LOCAL_WORLD_SIZE" in os.environ
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", where.processes))
     world = int(os.environ.get("WORLD_SIZE", processes)) if torchrun else processes
     if settings.optim.batch_size % world:
         raise PevlError(
@@ -285,7 +275,7 @@ def _fabric(settings: TrainSettings) -> Fabric:
             "processes evenly."
         )
     there = torch.cuda.device_count()
-    if processes > there and (accelerator == "cuda" or (run.device == "auto" and processes > 1)):
+    if processes > there and (accelerator == "cuda" or (where.device == "auto" and processes > 1)):
         raise PevlError(f"{processes} GPUs were asked for, and {there} are there.")
     strategy: Any = "auto"
     if world > 1:
@@ -301,7 +291,7 @@ def _fabric(settings: TrainSettings) -> Fabric:
         num_nodes=max(world // processes, 1),
         strategy=strategy,
         plugins=plugins,
-        loggers=_tracker(run.tracker, folder),
+        loggers=_tracker(where.tracker, settings.folder),
     )
 
 
@@ -392,6 +382,7 @@ class Trainer:
         listener: Listener = _nobody,
     ) -> None:
         self.labels, self.settings, self.listener = labels, settings, listener
+        self.phrasings = labels.phrasings
         self.fabric = fabric or _fabric(settings)
         augmentation = settings.augment
         if labels.names_a_side:  # a mirrored left kick is a right one
@@ -444,7 +435,7 @@ class Trainer:
         facts: dict[str, object],
     ) -> Result:
         """Train to the end of the schedule, or until it no longer gets better."""
-        optim, run = self.settings.optim, self.settings.run
+        optim, seed = self.settings.optim, self.settings.run.seed
         steps = steps_per_epoch(self.settings, len(train_clips))
         if optim.patience and not len(val_clips):
             raise PevlError("optim.patience needs validation clips, and there are none.")
@@ -482,21 +473,21 @@ class Trainer:
             steps * optim.accumulate,
             optim.epochs,
             optim.balance,
-            run.seed,
+            seed,
         )
         order.start = start * optim.accumulate
         order.rank, order.world = self.fabric.global_rank, self.fabric.world_size
-        loader = self._loader(Variations(train_clips, self.augmentation, run.seed), order)
+        loader = self._loader(Variations(train_clips, self.augmentation, seed), order)
         batches = iter(loader)
         started = saved = time.monotonic()
 
         def save_state(steps_done: int) -> None:
             nonlocal saved
             if self.fabric.is_global_zero:
-                save(
+                run.save_state(
                     folder,
                     {
-                        "settings": _fixed(self.settings),
+                        "settings": run.fixed_settings(self.settings),
                         "same": same,
                         "precision": self.fabric.strategy.precision.state_dict(),
                         "gained": gained,
@@ -538,7 +529,7 @@ class Trainer:
                 elapsed = max(spent + time.monotonic() - started, 1e-9)
                 self._tell(done, steps, epoch, loss, schedule, right / seen, waited / elapsed)
                 if within < steps - 1:
-                    if time.monotonic() - saved > 60 * run.save_minutes:
+                    if time.monotonic() - saved > 60 * self.settings.run.save_minutes:
                         save_state(done)
                     continue
                 result.epochs = epoch
@@ -589,7 +580,7 @@ class Trainer:
             clips,
             batch_sampler=order,
             num_workers=workers,
-            collate_fn=gather_batch,
+            collate_fn=collate,
             worker_init_fn=quiet_worker,
             # A fork of a process whose OpenMP or OpenCV threads have run may hang for ever.
             multiprocessing_context="spawn" if workers else None,
@@ -618,7 +609,7 @@ class Trainer:
             classes = torch.tensor([order.labels[place.clip] for place in shown])
             # The batch's distinct labels only, each encoded once, in one of its phrasings.
             distinct, labels = torch.unique(classes, return_inverse=True)
-            groups = [self.labels.phrasings[int(c)] for c in distinct]
+            groups = [self.phrasings[int(c)] for c in distinct]
             prompts = [group[int(drawn.integers(len(group)))] for group in groups]
             last = part == optim.accumulate - 1
             with fabric.no_backward_sync(self.step, enabled=not last), _attention(device):
@@ -723,10 +714,8 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Take up the newest state in a run's folder that can be read."""
-        for rest in folder.glob(f".{STATE}.*.tmp"):  # of a run that was killed while writing
-            rest.unlink(missing_ok=True)
-        state = load_state(folder)
-        said, now = state["settings"], _fixed(self.settings)
+        state = run.load_state(folder)
+        said, now = state["settings"], run.fixed_settings(self.settings)
         for key in sorted(said.keys() | now.keys()):
             if said.get(key) != now.get(key):
                 raise PevlError(
@@ -770,66 +759,10 @@ def steps_per_epoch(settings: TrainSettings, clips: int) -> int:
     )
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write a run's state; the one before it stays beside it, whatever happens meanwhile."""
-    target, older = folder / STATE, folder / OLDER_STATE
-    with write_aside(target) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # before the older one is let go, also if power is
-        except RuntimeError as error:  # torch's writer tells a full disk so
-            raise PevlError(
-                f"{target}: the run's state cannot be written; is the disk full? "
-                "What was saved before is still there."
-            ) from error
-        if target.exists():
-            target.replace(older)
-
-
-def _put_aside(folder: Path) -> None:
-    """A new run does not take up, and does not lose, what another one left in its folder."""
-    (folder / OLDER_STATE).unlink(missing_ok=True)
-    if (folder / STATE).exists():
-        (folder / STATE).replace(folder / REPLACED_STATE)
-
-
-def load_state(folder: Path) -> dict[str, Any]:
-    """The newest state of a run that can be read; PevlError when there is none."""
-    problem = "there is none"
-    for name in (STATE, OLDER_STATE):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            problem = f"{name} is damaged: {str(error).splitlines()[0][:80]}"
-            warnings.warn(f"{folder}: {problem}; looking for an older one", stacklevel=2)
-            file.unlink()  # or the next save would put it in the place of the good one
-            continue
-        return state
-    raise PevlError(f"{folder}: no state of the run can be read ({problem}).")
-
-
 def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
     if stored is None:
         return None
     return Accuracy(**stored)
-
-
-def _fixed(settings: TrainSettings) -> dict[str, str]:
-    """The settings that decide the weights, flat: what a continued run must have the same."""
-    flat = {}
-    for section, values in settings.model_dump(mode="json").items():
-        if not isinstance(values, dict):
-            flat[section] = str(values)
-            continue
-        for key, value in values.items():
-            if key not in FREE.get(section, ()):
-                flat[f"{section}.{key}"] = str(value)
-    return flat
 
 
 def _facts(
@@ -846,7 +779,7 @@ def _facts(
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.run.device}",
         "data": source.parent.name if source.is_file() else source.name,
-        "data_hash": data_hash(manifest),
+        "data_hash": run.data_hash(manifest),
         "train_clips": len(train_clips),
         "val_clips": len(val_clips),
         "init": settings.init,
@@ -856,53 +789,6 @@ def _facts(
         "shots": settings.data.shots,
         "pose_weights": detector.digest() if detector is not None else None,
     }
-
-
-def data_hash(manifest: Manifest) -> str:
-    """Hash of what is trained on: clips by their place in the set, labels, texts and splits."""
-    root = manifest.source if manifest.source.is_dir() else manifest.source.parent
-    digest = hashlib.blake2b(digest_size=8)
-    for item in manifest.items:
-        with suppress(ValueError):
-            item = replace(item, path=item.path.relative_to(root))
-        digest.update(repr(item).encode())
-    digest.update(repr(manifest.labels).encode())
-    return digest.hexdigest()
-
-
-def write_run(folder: Path, settings: TrainSettings, facts: dict[str, object]) -> None:
-    """The whole config, to be given to --config again, and all else that was true of the run."""
-    with write_aside(folder / "settings.yaml") as temporary:
-        temporary.write_text(
-            yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-        )
-    about = {
-        **facts,
-        "python": platform.python_version(),
-        "lightning_fabric": lightning_fabric.__version__,
-        "git": _git_state(),
-        "settings": settings.model_dump(mode="json"),
-    }
-    with write_aside(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
-
-
-def _git_state() -> str | None:
-    """The commit that this code is of, "+" when changed; None outside a checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

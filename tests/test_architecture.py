@@ -18,7 +18,7 @@ LAYERS = (
     {"pose", "datasets"},
     {"settings"},
     {"samples"},
-    {"evaluate", "clips"},
+    {"evaluate", "clips", "run"},
     {"recognise", "train"},
     {"report", "plan"},
     {"cli"},
@@ -31,7 +31,7 @@ ONLY = {
     "rich": {"cli"},
     "open_clip": {"model.clip"},
     "lightning_fabric": {"train"},
-    "yaml": {"settings", "train", "cli"},
+    "yaml": {"settings", "run", "cli"},
     "transformers": set[str](),
 }
 MODEL_MAY_USE = {"", "errors", "labels", "cache"}

@@ -23,6 +23,7 @@ from conftest import child_environment, picture, write_video
 from tiny import LABELS, ON_CLIP, stir, tiny_batch, tiny_config, tiny_model
 
 from pevl_cli import clips as clips_module
+from pevl_cli import run
 from pevl_cli import train as training
 from pevl_cli.cache import cache_folder
 from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
@@ -96,7 +97,7 @@ def command(settings: TrainSettings, folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "pevl_cli", *options]
 
 
-def run(line: list[str]) -> subprocess.CompletedProcess[str]:
+def call(line: list[str]) -> subprocess.CompletedProcess[str]:
     environment = child_environment() | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -106,7 +107,7 @@ def test_a_killed_run_that_is_continued_ends_as_if_nothing_had_happened(
 ) -> None:
     """A real process, killed at a moment of no one's choosing."""
     settings = settings_of(moves, tmp_path, run__save_minutes=0, optim__epochs=10)
-    whole = run(command(settings, tmp_path / "whole"))
+    whole = call(command(settings, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "killed"
     line = command(settings, folder)
@@ -121,9 +122,9 @@ def test_a_killed_run_that_is_continued_ends_as_if_nothing_had_happened(
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = training.load_state(folder)["steps"]
+    done = run.load_state(folder)["steps"]
     assert 0 < done < 20, "killed on the way"
-    resumed = run([*line, "--resume"])
+    resumed = call([*line, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     assert same(weights(tmp_path / "whole"), weights(folder))
     for name in ("best", "last"):
@@ -197,7 +198,7 @@ def test_a_new_run_in_the_folder_of_an_old_one(moves: Path, tmp_path: Path) -> N
     with pytest.raises(_StopError):
         training.train(settings_of(moves, tmp_path / "run", run__seed=4), stop_after(0))
     assert (tmp_path / "run" / "state.replaced.pt").read_bytes() == old
-    assert training.load_state(tmp_path / "run")["steps"] == 0, "the new one's"
+    assert run.load_state(tmp_path / "run")["steps"] == 0, "the new one's"
     result = training.train(settings_of(moves, tmp_path / "run", run__seed=4), resume=True)
     training.train(settings_of(moves, tmp_path / "whole", run__seed=4))
     assert result.epochs == 4 and same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
@@ -208,7 +209,7 @@ def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path
     """No file may grow to the size of the state, and an earlier run lies in the folder."""
     settings = settings_of(moves, tmp_path, optim__epochs=2)
     folder = tmp_path / "run"
-    assert run(command(settings, folder)).returncode == 0
+    assert call(command(settings, folder)).returncode == 0
     kept = (folder / "state.pt").read_bytes()
     limit = (folder / "state.pt").stat().st_size // 2
     line = command(settings_of(moves, tmp_path, optim__epochs=2), folder)
@@ -219,13 +220,13 @@ def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path
         f"sys.argv = {['pevl', *line[3:]]!r}\n"
         "from pevl_cli.cli import main\nmain()\n"
     )
-    done = run([sys.executable, "-c", script])
+    done = call([sys.executable, "-c", script])
     assert done.returncode == 1, done.stderr
     told = done.stderr.strip().splitlines()[-1]
     assert told.startswith("error:") and "state.pt" in told and "Traceback" not in done.stderr
     assert (folder / "state.replaced.pt").read_bytes() == kept
     assert not list(folder.glob(".*.tmp"))
-    assert training.load_state(folder)["steps"] == 0, "the first, small one can be continued"
+    assert run.load_state(folder)["steps"] == 0, "the first, small one can be continued"
 
 
 # -- several processes ----------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):
         target = tmp_path / f"{processes}.pt"
-        done = run([sys.executable, str(script), str(processes), str(target)])
+        done = call([sys.executable, str(script), str(processes), str(target)])
         assert done.returncode == 0, done.stderr
         found.append(torch.load(target, weights_only=True))
     one, two = found
@@ -251,7 +252,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
 
 def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) -> None:
     settings = settings_of(moves, tmp_path, optim__epochs=1, run__processes=2)
-    done = run(command(settings, tmp_path / "run"))
+    done = call(command(settings, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pevl classify") == 1, "one of them tells"
     facts = checkpoint.read_facts(tmp_path / "run" / "best")
@@ -606,8 +607,8 @@ def test_a_run_says_how_it_was_made(moves: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert any(row["train/loss"] for row in rows) and any(row["val/top1"] for row in rows)
     manifest = read_manifest(moves)
-    assert training.data_hash(manifest) == about["data_hash"]
-    assert training.data_hash(read_manifest(moves, seed=1)) != about["data_hash"]
+    assert run.data_hash(manifest) == about["data_hash"]
+    assert run.data_hash(read_manifest(moves, seed=1)) != about["data_hash"]
 
 
 def test_tensorboard_gets_the_curves(moves: Path, tmp_path: Path) -> None:
@@ -617,14 +618,12 @@ def test_tensorboard_gets_the_curves(moves: Path, tmp_path: Path) -> None:
     assert b"train/loss" in events.read_bytes() and b"val/top1" in events.read_bytes()
 
 
-def test_a_tracker_that_is_not_installed(moves: Path, tmp_path: Path) -> None:
-    try:
-        import lightning  # noqa: F401
-    except ImportError:
-        with pytest.raises(PevlError, match="pip install lightning wandb"):
-            training.train(settings_of(moves, tmp_path / "run", run__tracker="wandb"))
-    else:
-        pytest.skip("lightning is installed")
+def test_a_tracker_that_is_not_installed(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(PevlError, match="pip install lightning wandb"):
+        training.train(settings_of(moves, tmp_path / "run", run__tracker="wandb"))
 
 
 def test_too_little_gpu_memory_is_one_sentence(
