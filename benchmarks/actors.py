@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from ultralytics import YOLO
 
-from pevl_cli.pose import LAYOUTS, PoseDetector
+from pevl_cli.pose import PoseDetector
+from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.video import sample_clip
 
 TORSO = [

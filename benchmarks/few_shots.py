@@ -96,6 +96,7 @@ def learn(
         "run.device": "cpu",
         "run.pose_weights": arguments.pose_weights,
         "run.tracker": "none",
+        "data.workers": 0,
     }
     result = train(settings_for("mini", common | given))
     if result.interrupted:

@@ -23,6 +23,8 @@ from pevl_cli.errors import PevlError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pevl_cli.benchmark import Outcome
+    from pevl_cli.datasets.manifest import Item, Manifest
     from pevl_cli.plan import Plan
     from pevl_cli.pose import PoseDetector
     from pevl_cli.recognise import Answer
@@ -49,6 +51,10 @@ class Format(StrEnum):
 
 class PoseFormat(StrEnum):
     json = "json"
+
+
+class Export(StrEnum):
+    pyskl = "pyskl"
 
 
 class Frames(StrEnum):
@@ -79,6 +85,16 @@ PoseWeights = Annotated[
     typer.Option(
         "--pose-weights",
         help="YOLO-pose weights; default $PEVL_POSE_WEIGHTS, else yolo11n-pose.pt.",
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="The folder you downloaded, where --dataset is a name such as gym99."),
+]
+Poses = Annotated[
+    Path | None,
+    typer.Option(
+        help="Poses found before: a store of `pevl pose`, a PYSKL pickle, or a folder of JSON."
     ),
 ]
 NoPose = Annotated[bool, typer.Option("--no-pose", help="Look at the pictures only.")]
@@ -182,7 +198,14 @@ def classify(
 
 @app.command()
 def pose(
-    videos: Videos,
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Videos, folders or patterns; a file of recorded poses; with --store or --export "
+            "also a data set's folder, CSV or name.",
+            metavar="VIDEO...",
+        ),
+    ],
     frames: Annotated[
         Frames, typer.Option(help="The 48 that a model sees, or all.")
     ] = Frames.sampled,
@@ -193,22 +216,56 @@ def pose(
     ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the video.")] = None,
+    root: Root = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Find all poses in advance and keep them in this .npz for --poses."),
+    ] = None,
+    export: Annotated[
+        Export | None, typer.Option(help="Write them for other tools, into --output.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part i of n of the clips, as in 1/4.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many look at once; they share this machine's GPUs.")
+    ] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Let Ray Data's workers do it (pip install 'pevl[ray]').")
+    ] = False,
+    clip: Annotated[
+        str | None, typer.Option(help="Which clip of a file of recorded poses.")
+    ] = None,
     pose_weights: PoseWeights = None,
     device: Device = "auto",
     output: Output = None,
 ) -> None:
-    """Print the joints of the one person whom the model would look at."""
+    """Print the joints of the one person whom the model would look at, or keep all of a data set.
+
+    Examples: pevl pose clip.mp4 --draw clip.png; pevl pose gym99 --root DIR --store gym99.npz
+    """
     import json
 
     from pevl_cli.video import find_videos
 
+    _check_output(output)
+    _check_output(draw)
+    if store is not None or export is not None:
+        _keep_poses(
+            *(videos, root, store, export, shard, processes, ray),
+            *(pose_weights, device, frames, output),
+        )
+        return
+    if root is not None or shard is not None or ray:
+        raise UsageError("--root, --shard and --ray go with --store FILE.npz or --export.")
+    if len(videos) == 1 and Path(videos[0]).suffix in {".npz", ".json", ".pkl", ".pickle"}:
+        _write(json.dumps([_recorded(Path(videos[0]), clip, draw)]), output)
+        return
     paths = find_videos(videos)
     _check_there(paths)
     if draw is not None and len(paths) > 1:
         raise UsageError("--draw takes one video at a time.")
     _check_weights(pose_weights, False)
-    _check_output(output)
-    _check_output(draw)
 
     from pevl_cli import report
     from pevl_cli.hardware import choose_device
@@ -228,6 +285,120 @@ def pose(
             _tell(error)
     _write(json.dumps(records), output)
     _end_batch(failed, len(paths))
+
+
+def _recorded(path: Path, clip: str | None, draw: Path | None) -> dict[str, Any]:
+    """The actor of one clip of a file of poses, drawn over an empty frame if wanted."""
+    from pevl_cli import report
+    from pevl_cli.recorded import read_recorded
+
+    if draw is not None:
+        report.check_drawing(draw)
+    poses = read_recorded(path)
+    if clip is None and len(poses) > 1:
+        raise UsageError(
+            f"{path}: holds {len(poses)} clips, such as {', '.join(poses.names[:3])}; name one "
+            "with --clip."
+        )
+    recording = poses.get(clip or poses.names[0])
+    if recording is None:
+        raise UsageError(f"{path}: has no clip '{clip}', but {', '.join(poses.names[:3])}, ...")
+    actor = recording.actor()
+    if not actor.seen.any():
+        _warn(f"{path}: nobody is seen in it.")
+    if draw is not None:
+        report.draw_recording(draw, recording, actor)
+    return report.recorded_record(recording, actor)
+
+
+def _keep_poses(
+    names: list[str],
+    root: Path | None,
+    store: Path | None,
+    export: Export | None,
+    shard: str | None,
+    processes: int,
+    ray: bool,
+    pose_weights: Path | None,
+    device: str,
+    frames: Frames,
+    output: Path | None,
+) -> None:
+    """All poses of a data set, or of some videos, into a store."""
+    if export is not None and output is None:
+        raise UsageError("--export needs --output FILE.pkl.")
+    if store is None:
+        assert output is not None
+        store = output.with_suffix(".npz")
+    if store.suffix != ".npz":
+        raise UsageError(f"--store {store}: the name must end in .npz.")
+    _check_output(store)
+    _check_weights(pose_weights, False)
+    manifest, items = _clips_to_keep(names, root)
+    there = [item for item in items if item.there]
+    if not there:
+        raise PevlError(f"{names[0]}: none of its {len(items)} clips has a video on disk.")
+    if len(there) < len(items):
+        _warn(f"{len(items) - len(there):,} of {len(items):,} clips have no video on disk")
+
+    from pevl_cli import extract
+    from pevl_cli.hardware import choose_device
+
+    if shard is not None:
+        there = extract.shard(there, shard)
+    with _ClipProgress("looking for people") as listener:
+        summary = extract.extract(
+            there,
+            store,
+            None if pose_weights is None else str(pose_weights),
+            choose_device(device),
+            processes,
+            frames is Frames.all,
+            ray,
+            listener,
+        )
+    for name, reason in list(summary.failed.items())[:10]:
+        _tell(PevlError(f"{name}: {reason}"))
+    if summary.nobody:
+        _warn(f"nobody was found in {summary.nobody} of {summary.clips} clips")
+    if export is not None and output is not None:
+        from pevl_cli import recorded
+
+        recorded.export_pyskl(store, output, there, manifest.labels if manifest else None)
+    print(
+        f"{store}: poses of {summary.clips} clips, {summary.kept} of them found before; use them "
+        f"with --poses {store}",
+        file=sys.stderr,
+    )
+    _end_batch(len(summary.failed), len(there))
+
+
+def _clips_to_keep(names: list[str], root: Path | None) -> tuple[Manifest | None, list[Item]]:
+    """The clips of a data set, or videos that have no labels."""
+    from pevl_cli.datasets.manifest import Item, read_manifest
+    from pevl_cli.datasets.named import known_name, read_named
+    from pevl_cli.video import find_videos
+
+    if root is not None:
+        named = known_name(names[0])
+        if named is None or len(names) > 1:
+            raise UsageError("--root goes with one data set's name (see `pevl data --help`).")
+        manifest = read_named(named, root)
+        return manifest, list(manifest.items)
+    first = Path(names[0])
+    if len(names) == 1 and (first.suffix == ".csv" or first.is_dir()):
+        try:
+            manifest = read_manifest(first)
+        except PevlError:
+            if not first.is_dir():
+                raise
+        else:
+            return manifest, list(manifest.items)
+    if len(names) == 1 and known_name(names[0]) is not None and not first.exists():
+        raise UsageError(f"{names[0]} needs --root DIR, the folder it lies in.")
+    paths = find_videos(names)
+    _check_there(paths)
+    return None, [Item(path, "", name=path.with_suffix("").as_posix()) for path in paths]
 
 
 def _pose_of(
@@ -265,8 +436,14 @@ def _pose_of(
 @app.command()
 def train(
     dataset: Annotated[
-        Path | None, typer.Option(help="A folder of class folders, or a CSV (path,label,...).")
+        Path | None,
+        typer.Option(
+            help="A folder of class folders, a CSV (path,label,...), a PYSKL pickle, or a name: "
+            "gym99, gym288, diving48, haa500, smarthome, kinetics400 (see `pevl data --help`)."
+        ),
     ] = None,
+    root: Root = None,
+    poses: Poses = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -294,6 +471,15 @@ def train(
     hold_out: Annotated[
         HoldOut | None, typer.Option(help="How to split where the data set does not say.")
     ] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Which split of a pickle with several: 1, xsub, ...")
+    ] = None,
+    all_clips: Annotated[
+        bool,
+        typer.Option(
+            "--all-clips", help="Train on the val split too, once all else has been chosen."
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")
     ] = False,
@@ -340,6 +526,10 @@ def train(
         raise UsageError("--no-video and --no-pose together leave nothing to look at.")
     given: dict[str, Any] = {
         "data.dataset": dataset,
+        "data.root": root,
+        "data.poses": poses,
+        "data.fold": fold,
+        "data.all_clips": all_clips or None,
         "data.labels": labels,
         "data.shots": shots,
         "data.hold_out": None if hold_out is None else hold_out.value,
@@ -367,7 +557,7 @@ def train(
         named = _stored_settings(out, dataset)
     if dataset is None and (named is None or named in CONFIGS) and not _assigns(assign):
         raise UsageError("--dataset is needed: a folder of class folders, or a CSV file.")
-    _check_weights(pose_weights, no_pose)
+    _check_weights(pose_weights, no_pose or poses is not None)
     settings = load_settings(named, said, assign or ())
     manifest = read_data(settings.data, settings.run.seed)
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
@@ -378,6 +568,7 @@ def train(
 
     if settings.init is not None:
         settings = training.settings_for(named, said, assign or ())
+    settings = training.fitted(settings, manifest, training.recorded_poses(settings, manifest))
     if dry_run:
         from pevl_cli.plan import make_plan
 
@@ -391,6 +582,178 @@ def train(
     _print_result(result, settings)
     if result.interrupted:
         raise typer.Exit(130)
+
+
+@app.command()
+def benchmark(
+    dataset: Annotated[
+        Path, typer.Option(help="A folder, a CSV, a PYSKL pickle, or a name such as haa500.")
+    ],
+    checkpoint: Annotated[
+        str, typer.Option(help="Checkpoint folder or bundled name.")
+    ] = "pevl-mini",
+    root: Root = None,
+    poses: Poses = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test [default: the published one].")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label file of the data set, where it has numbers only.")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="Of a pickle with several splits.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP weights of the checkpoint: NAME:TAG or a file.")
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, max=3, help="1, or 3 cut-outs averaged.")] = 1,
+    no_pose: NoPose = False,
+    pose_weights: PoseWeights = None,
+    device: Device = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of CLIP's towers.")] = Precision.auto,
+    output: Output = None,
+) -> None:
+    """Measure a checkpoint on a data set: top-1, mean class, each class.
+
+    Example: pevl benchmark --dataset haa500 --root DIR --checkpoint runs/haa500-mini/best
+    """
+    import json
+
+    from pevl_cli.settings import DataSettings, read_data
+
+    if views == 2:
+        raise UsageError("--views 2: give 1, or 3 as in the paper.")
+    if split is not None and split not in ("train", "val", "test"):
+        raise UsageError(f"--split {split}: train, val or test is needed.")
+    _check_output(output)
+    _check_weights(pose_weights, no_pose or poses is not None)
+    data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold)
+    manifest = read_data(data, 0)
+
+    from pevl_cli import benchmark as measuring
+    from pevl_cli import recognise
+    from pevl_cli.recorded import read_recorded
+
+    source = poses or (manifest.poses if pose_weights is None else None)
+    recorded = None if source is None or no_pose else read_recorded(source)
+    recogniser = recognise.load(
+        checkpoint,
+        clip,
+        pose_weights,
+        not no_pose and recorded is None,
+        device,
+        precision.value,
+    )
+    with _ClipProgress("measuring") as listener:
+        outcome = measuring.benchmark(
+            manifest, recogniser, checkpoint, recorded, split, views, listener
+        )
+    if output is not None:
+        _write(json.dumps(outcome.as_dict(), indent=1), output)
+    _print_outcome(outcome)
+
+
+data = typer.Typer(
+    help="Data sets by name: gym99, gym288 (v1.0; gym99-v1.1, gym288-v1.1), finegym (= gym99), "
+    "diving48, haa500, smarthome (= smarthome-cs; smarthome-cv1, smarthome-cv2), kinetics400.",
+    no_args_is_help=True,
+)
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="A data set's name, folder or CSV.")],
+    root: Root = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a CSV of the missing clips here.")
+    ] = None,
+) -> None:
+    """Say what of a data set is there and what is missing.
+
+    Example: pevl data check gym99 --root DIR --output missing.csv
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pevl_cli.datasets.manifest import SPLITS
+    from pevl_cli.settings import DataSettings, read_data
+
+    _check_output(output)
+    manifest = read_data(DataSettings(dataset=Path(name), root=root), 0)
+    for warning in manifest.warnings:
+        _warn(warning)
+    table = Table(title=manifest.name or name, title_justify="left")
+    table.add_column("split")
+    for column in ("official", "listed", "own clip", "in a longer video", "missing"):
+        table.add_column(column, justify="right")
+    missing = []
+    for split in SPLITS:
+        items = manifest.of(split)
+        if not items and split not in manifest.official:
+            continue
+        there = [i for i in items if i.there and i.path.exists()]
+        missing += [i for i in items if not i.there or not i.path.exists()]
+        cut = sum(i.start_s is not None for i in there)
+        official = manifest.official.get(split)
+        cells = (len(items), len(there) - cut, cut, len(items) - len(there))
+        table.add_row(
+            split, "" if official is None else f"{official:,}", *(f"{n:,}" for n in cells)
+        )
+    Console().print(table)
+    if manifest.poses is not None:
+        print(f"its poses: {manifest.poses}")
+    if output is not None:
+        from pevl_cli.datasets.manifest import write_missing
+
+        write_missing(output, missing)
+        print(f"{len(missing)} missing clips are listed in {output}")
+    elif missing:
+        print(f"missing, for example: {missing[0].name or missing[0].path}; all with --output")
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    got = outcome.accuracy
+    console = Console()
+    table = Table(title=f"{outcome.dataset}, split {outcome.split}", title_justify="left")
+    table.add_column("action")
+    table.add_column("accuracy", justify="right")
+    weakest = sorted(got.per_class.items(), key=lambda item: item[1])
+    shown = weakest if len(weakest) <= 30 else weakest[:20]
+    for label, value in shown:
+        table.add_row(label, f"{value:.1%}")
+    console.print(table)
+    if len(shown) < len(weakest):
+        print(f"the {len(shown)} weakest of {len(weakest)} actions; all with --output FILE.json")
+    print(f"top-1 {got.top1:.1%}, mean class {got.mean_class:.1%} on {got.count:,} clips")
+    if outcome.incomplete:
+        print(f"incomplete: {outcome.incomplete}")
+    for clip in outcome.left_out[:5]:
+        _warn(f"left out: {clip.reason}")
+
+
+class _ClipProgress:
+    """A bar of clips done, with the time left."""
+
+    def __init__(self, what: str) -> None:
+        from rich.progress import Progress
+
+        self.progress = Progress(*Progress.get_default_columns(), console=_console())
+        self.what = what
+        self.task: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.progress.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, done: int, total: int) -> None:
+        if self.task is None:
+            self.task = self.progress.add_task(self.what, total=total)
+        self.progress.update(self.task, completed=done)
 
 
 def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
@@ -479,6 +842,8 @@ def _print_result(result: Result, settings: TrainSettings) -> None:
             f"{result.folder / 'left_out.csv'}",
             "yellow",
         )
+    if result.incomplete:
+        tell(f"the data set is incomplete here: {result.incomplete}", "yellow")
     if result.interrupted:
         tell(
             f"stopped after {result.epochs} epochs; the checkpoints are usable, and the same "

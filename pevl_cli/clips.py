@@ -26,11 +26,12 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
 from pevl_cli.pose import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose import PoseDetector
-from pevl_cli.samples import Sample, read_sample, vary
+from pevl_cli.recorded import RecordedPoses
+from pevl_cli.samples import Sample, pose_sample, read_sample, vary
 from pevl_cli.settings import Augmentation
 
 # Entries made by another way of cutting out are of no use.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 GIGABYTE = 1 << 30
 
 
@@ -55,11 +56,13 @@ class Clips(Dataset[Sample]):
         config: ModelConfig,
         detector: PoseDetector | None,
         cache_bytes: float = 20 * GIGABYTE,
+        poses: RecordedPoses | None = None,
     ) -> None:
         index = {name: i for i, name in enumerate(names)}
         self.items = list(items)
         self.labels = [index[item.label] for item in items]
         self.config, self.detector, self.cache_bytes = config, detector, cache_bytes
+        self.poses = poses
         self._room = 0.0  # bytes that may still be written to the cache
 
     def __len__(self) -> int:
@@ -67,6 +70,8 @@ class Clips(Dataset[Sample]):
 
     def __getitem__(self, i: int) -> Sample:
         item = self.items[i]
+        if self._needs_no_video(item):
+            return self._read(item)
         entry = self._entry(item)
         try:
             sample = _load(entry, item.path)
@@ -76,8 +81,23 @@ class Clips(Dataset[Sample]):
             pass  # not there, or damaged: made again
         return self._read(item)
 
+    def _needs_no_video(self, item: Item) -> bool:
+        """Whether its recorded poses are all that is wanted, or all that there is."""
+        if self.poses is None or not self.config.pose:
+            return False
+        recorded = self.poses.find(item.name) is not None
+        return recorded and (not self.config.video or not item.there)
+
     def _read(self, item: Item) -> Sample:
-        return read_sample(item.path, self.config, self.detector, item.start_s, item.end_s)
+        recording = None
+        if self.poses is not None and self.config.pose:
+            recording = self.poses.get(item.name)
+            if recording is None and not self.config.video:
+                raise PevlError(f"{item.name}: has no poses in {self.poses.source}.")
+            if recording is not None and self._needs_no_video(item):
+                return pose_sample(item.path, recording, self.config)
+        times = item.start_s, item.end_s
+        return read_sample(item.path, self.config, self.detector, *times, recording)
 
     def check(
         self, listener: Callable[[int, int], None], threads: int | None = None
@@ -108,6 +128,12 @@ class Clips(Dataset[Sample]):
 
     def _reason(self, item: Item) -> str | None:
         """Why a clip cannot be used; None if it can."""
+        if self._needs_no_video(item):
+            try:
+                self._read(item)
+            except PevlError as error:
+                return str(error)
+            return None
         try:
             entry = self._entry(item)
         except OSError as error:
@@ -123,7 +149,8 @@ class Clips(Dataset[Sample]):
         except PevlError as error:
             reason = str(error)
         else:
-            size = sample.frames.nbytes + sample.joints.nbytes + 4096
+            pictures = 0 if sample.frames is None else sample.frames.nbytes
+            size = pictures + sample.joints.nbytes + 4096
             if size <= self._room:
                 self._room -= size
                 with suppress(PevlError):  # a full disk makes it slower, not wrong
@@ -139,8 +166,10 @@ class Clips(Dataset[Sample]):
         pose = None
         if self.detector is not None:
             pose = (self.detector.digest(), asdict(self.detector.settings) | {"batch": 0})
+        if self.poses is not None:
+            pose = (self.poses.digest(), {"name": item.name})
         parts = (
-            (CACHE_VERSION, POSE_CACHE_VERSION),
+            (CACHE_VERSION, POSE_CACHE_VERSION, config.video),
             (str(item.path.resolve()), stat.st_size, stat.st_mtime_ns),
             (item.start_s, item.end_s),
             (config.pose_frames, config.image_size, config.crop, config.layout, config.joints),
@@ -164,8 +193,9 @@ def _load(entry: Path, path: Path) -> Sample:
         box = stored["box"]
         return Sample(
             path=path,
-            frames=stored["frames"],
+            frames=stored["frames"] if stored["frames"].size else None,
             joints=stored["joints"],
+            size=(int(stored["size"][0]), int(stored["size"][1])),
             side_px=float(stored["side_px"]),
             start_s=float(stored["start_s"]),
             end_s=float(stored["end_s"]),
@@ -179,6 +209,7 @@ def _load(entry: Path, path: Path) -> Sample:
 def _store(entry: Path, sample: Sample) -> None:
     facts = {k: v for k, v in vars(sample).items() if k != "path"}
     facts["box"] = np.array(sample.box or [])
+    facts["frames"] = np.zeros(0, np.uint8) if sample.frames is None else sample.frames
     facts["warnings"] = np.array(sample.warnings, dtype=np.str_)
     with write_aside(entry) as temporary, temporary.open("wb") as file:
         np.savez(file, **facts)

@@ -196,6 +196,11 @@ def parse_labels(text: str, source: str) -> LabelSet:
     )
 
 
+def bundled_labels(name: str) -> LabelSet:
+    """A bundled set, whatever file of its name is on disk."""
+    return read_labels(_bundled_folder() / f"{name}.txt")
+
+
 def bundled_label_sets() -> list[str]:
     """Names of the label sets that come with pevl, sorted."""
     return sorted(path.stem for path in _bundled_folder().glob("*.txt"))

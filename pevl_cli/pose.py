@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError
+from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
 
 if TYPE_CHECKING:
@@ -42,70 +43,6 @@ STEP_COST = 0.1
 SMALL_SHARE = 0.4
 CUT_OUT_PX = 256
 SURE = 0.25  # confidence of a box that may begin and end a tracklet
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A skeleton: what each joint is, which ones are mirror images, which to join with a line."""
-
-    names: tuple[str, ...]
-    edges: tuple[tuple[str, str], ...]
-
-    @property
-    def mirror(self) -> list[int]:
-        """For each joint the index of its mirror image (itself for nose, neck, ...)."""
-        swap = {"left": "right", "right": "left"}
-        names = list(self.names)
-        return [
-            names.index(f"{swap[side]}_{rest}") if (side := n.partition("_")[0]) in swap else i
-            for i, n in enumerate(names)
-            for rest in [n.partition("_")[2]]
-        ]
-
-    @property
-    def edge_indices(self) -> list[tuple[int, int]]:
-        return [(self.names.index(a), self.names.index(b)) for a, b in self.edges]
-
-
-def _sides(*names: str, first: str = "left") -> tuple[str, ...]:
-    order = ("left", "right") if first == "left" else ("right", "left")
-    return tuple(f"{side}_{name}" for name in names for side in order)
-
-
-_LIMBS = tuple(
-    (f"{side}_{a}", f"{side}_{b}")
-    for side in ("left", "right")
-    for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"))
-)
-_TRUNK = (
-    ("left_shoulder", "right_shoulder"),
-    ("left_hip", "right_hip"),
-    ("left_shoulder", "left_hip"),
-    ("right_shoulder", "right_hip"),
-)
-_BODY = _sides("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-
-LAYOUTS = {
-    "coco17": Layout(
-        ("nose", *_sides("eye", "ear"), *_BODY),
-        (*_LIMBS, *_TRUNK, ("nose", "left_eye"), ("nose", "right_eye")),
-    ),
-    "coco13": Layout(
-        ("nose", *_BODY),
-        (*_LIMBS, *_TRUNK, ("nose", "left_shoulder"), ("nose", "right_shoulder")),
-    ),
-    "smarthome13": Layout(
-        (*_sides("ankle", "knee", "hip", "wrist", "elbow", "shoulder", first="right"), "head"),
-        (*_LIMBS, *_TRUNK, ("head", "left_shoulder"), ("head", "right_shoulder")),
-    ),
-    "jhmdb15": Layout(
-        (
-            *("neck", "belly", "face"),
-            *_sides("shoulder", "hip", "elbow", "knee", "wrist", "ankle", first="right"),
-        ),
-        (*_LIMBS, *_TRUNK, ("face", "neck"), ("neck", "belly")),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -217,7 +154,15 @@ class PoseDetector:
 
     def actor(self, clip: Clip, use_cache: bool = True) -> Actor:
         """The actor of a clip, from the cache where the same frames were looked at before."""
-        entry = self._entry(clip) if use_cache else None
+        entry = self._entry(clip.path, clip.indices) if use_cache else None
+        return self._remembered(entry, lambda: Footage.of_clip(clip))
+
+    def actor_in_all(self, timeline: Timeline, indices: np.ndarray) -> Actor:
+        """The actor in these frames of a file, decoded as they are needed; cached as well."""
+        entry = self._entry(timeline.path, indices)
+        return self._remembered(entry, lambda: Footage.of_video(timeline, indices))
+
+    def _remembered(self, entry: Path | None, footage: Callable[[], Footage]) -> Actor:
         if entry is not None and entry.exists():
             try:
                 with np.load(entry, allow_pickle=False) as stored:
@@ -230,7 +175,7 @@ class PoseDetector:
                     )
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
                 pass  # a damaged entry is made again
-        actor = self.find_actor(Footage.of_clip(clip))
+        actor = self.find_actor(footage())
         if entry is not None:
             # Where the cache cannot be written the detector runs again next time.
             with suppress(PevlError), write_aside(entry) as temporary, temporary.open("wb") as file:
@@ -250,12 +195,12 @@ class PoseDetector:
             self._digest = file_digest(_fetched(self.weights))
         return self._digest
 
-    def _entry(self, clip: Clip) -> Path:
+    def _entry(self, path: Path, indices: np.ndarray) -> Path:
         settings = replace(self.settings, batch=0)  # how many at once changes nothing
         key = hashlib.blake2b(digest_size=16)
-        for part in (CACHE_VERSION, file_digest(clip.path), self.digest(), settings):
+        for part in (CACHE_VERSION, file_digest(path), self.digest(), settings):
             key.update(repr(part).encode())
-        key.update(clip.indices.astype(np.int64).tobytes())
+        key.update(indices.astype(np.int64).tobytes())
         name = key.hexdigest()
         return cache_folder("poses") / name[:2] / f"{name}.npz"
 
@@ -597,35 +542,6 @@ def _interpolate(times_s: np.ndarray, values: np.ndarray, seen: np.ndarray) -> n
     flat = values.reshape(len(values), -1)
     columns = [np.interp(times_s, times_s[seen], column[seen]) for column in flat.T]
     return np.stack(columns, -1).reshape(values.shape).astype(np.float32)
-
-
-def to_layout(joints: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Joints (…, J, 3) of one skeleton as another one's, by name.
-
-    Nose, face and head stand for each other; a neck is the middle of the shoulders, a belly that
-    of shoulders and hips. PevlError shows both lists where a joint cannot be had.
-    """
-    if source == target:
-        return joints
-    names = list(LAYOUTS[source].names)
-    columns = []
-    for name in LAYOUTS[target].names:
-        same = {"nose", "face", "head"} if name in {"nose", "face", "head"} else {name}
-        parts = [n for n in names if n in same] or [
-            f"{side}_{part}"
-            for part in {"neck": ["shoulder"], "belly": ["shoulder", "hip"]}.get(name, [])
-            for side in ("left", "right")
-        ]
-        if not parts or not set(parts) <= set(names):
-            raise PevlError(
-                f"joint '{name}' of layout {target} ({', '.join(LAYOUTS[target].names)}) cannot be "
-                f"had from layout {source} ({', '.join(names)})."
-            )
-        chosen = joints[..., [names.index(n) for n in parts], :]
-        # A middle is as sure as the least sure joint that it is made of.
-        middle = np.concatenate([chosen[..., :2].mean(-2), chosen[..., 2:].min(-2)], -1)
-        columns.append(middle)
-    return np.stack(columns, -2)
 
 
 def bridge(

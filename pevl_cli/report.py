@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pevl_cli.cache import write_aside
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.pose import Actor, draw
 from pevl_cli.recognise import Answer
+from pevl_cli.recorded import Recording
 from pevl_cli.video import Timeline, iter_frames
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -71,6 +72,23 @@ def pose_record(
     }
 
 
+def recorded_record(recording: Recording, actor: Actor) -> dict[str, Any]:
+    """As `pose_record`, of poses that were found before; they have no times."""
+    frames = [
+        {
+            "index": t,
+            "time_s": None,
+            "joints": np.round(actor.joints[t].astype(float), 3).tolist()
+            if actor.seen[t]
+            else None,
+            "bridged": bool(actor.bridged[t]),
+        }
+        for t in range(len(actor.seen))
+    ]
+    size = {"width": recording.width, "height": recording.height}
+    return {"video": recording.name, "layout": actor.layout, **size, "frames": frames}
+
+
 def check_drawing(path: Path) -> None:
     """UsageError unless the name's ending says what to draw."""
     if path.suffix.lower() not in PICTURE_SUFFIXES | FILM_SUFFIXES:
@@ -81,26 +99,42 @@ def check_drawing(path: Path) -> None:
 def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray) -> None:
     """Write a video, or a filmstrip of six frames, with the skeleton on it."""
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        chosen = np.unique(np.linspace(0, len(indices) - 1, STRIP_FRAMES).round().astype(int))
-        tiles = [_tile(f) for f in _drawn(timeline, actor, indices, chosen)]
+        tiles = [_tile(f) for f in _drawn(timeline, actor, indices, _spread(len(indices)))]
         if not tiles:
             raise PevlError(f"{timeline.path}: none of its frames can be decoded.")
-        ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
-        if not ok:
-            raise PevlError(f"{path}: the picture could not be encoded.")
-        with write_aside(path) as temporary:
-            temporary.write_bytes(data.tobytes())
+        _write_strip(path, tiles)
         return
     frames = _drawn(timeline, actor, indices, np.arange(len(indices)))
+    _write_film(path, frames, timeline.times_s[indices])
+
+
+def draw_recording(path: Path, recording: Recording, actor: Actor) -> None:
+    """The same of recorded poses, over an empty picture; a film shows 25 frames a second."""
+
+    def drawn(chosen: np.ndarray) -> Iterator[np.ndarray]:
+        for t in chosen:
+            frame = np.full((recording.height, recording.width, 3), 24, np.uint8)
+            draw(frame, actor.joints[t], actor.layout)
+            yield frame
+
+    count = len(actor.seen)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        _write_strip(path, [_tile(f) for f in drawn(_spread(count))])
+        return
+    _write_film(path, drawn(np.arange(count)), np.arange(count) / 25)
+
+
+def _spread(count: int) -> np.ndarray:
+    """The frames of a filmstrip."""
+    return np.unique(np.linspace(0, count - 1, STRIP_FRAMES).round().astype(int))
+
+
+def _write_strip(path: Path, tiles: Sequence[np.ndarray]) -> None:
+    ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
+    if not ok:
+        raise PevlError(f"{path}: the picture could not be encoded.")
     with write_aside(path) as temporary:
-        named = temporary.with_suffix(path.suffix)  # the writer goes by the ending
-        try:
-            _write_film(named, frames, timeline.times_s[indices])
-            named.replace(temporary)
-        except av.FFmpegError as error:
-            raise PevlError(f"{path}: the video could not be written ({error}).") from error
-        finally:
-            named.unlink(missing_ok=True)
+        temporary.write_bytes(data.tobytes())
 
 
 def _drawn(timeline: Timeline, actor: Actor, indices: np.ndarray, chosen: np.ndarray) -> Any:
@@ -121,6 +155,18 @@ def _tile(frame: np.ndarray, height: int = 360) -> np.ndarray:
 
 def _write_film(path: Path, frames: Any, times_s: np.ndarray) -> None:
     """H.264 with the frames' own times."""
+    with write_aside(path) as temporary:
+        named = temporary.with_suffix(path.suffix)  # the writer goes by the ending
+        try:
+            _encode(named, frames, times_s)
+            named.replace(temporary)
+        except av.FFmpegError as error:
+            raise PevlError(f"{path}: the video could not be written ({error}).") from error
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: Any, times_s: np.ndarray) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264")
         stream.pix_fmt = "yuv420p"

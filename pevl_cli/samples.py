@@ -16,10 +16,13 @@ import cv2
 import numpy as np
 import torch
 
+from pevl_cli.errors import PevlError
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch
-from pevl_cli.pose import LAYOUTS, Actor, PoseDetector, to_layout
+from pevl_cli.pose import Actor, PoseDetector
+from pevl_cli.recorded import Recording
 from pevl_cli.settings import Augmentation
+from pevl_cli.skeletons import LAYOUTS, to_layout
 from pevl_cli.video import Clip, sample_clip
 
 # A joint the detector is less sure of than this counts as not visible.
@@ -35,8 +38,9 @@ class Sample:
     """One clip, decoded, with the actor found, cut out and scaled; not yet a tensor."""
 
     path: Path
-    frames: np.ndarray  # (T, h, w, 3) uint8 RGB, the kept region
+    frames: np.ndarray | None  # (T, h, w, 3) uint8 RGB, the kept region; None = poses only
     joints: np.ndarray  # (S, J, 3) float32: x, y in pixels of the kept region, score
+    size: tuple[int, int]  # w, h of the kept region
     side_px: float  # side of the square that the model sees, in pixels of the kept region
     start_s: float
     end_s: float
@@ -52,14 +56,19 @@ def read_sample(
     detector: PoseDetector | None,
     start_s: float | None = None,
     end_s: float | None = None,
+    recording: Recording | None = None,
 ) -> Sample:
     """Decode a clip, find its actor and cut out what the model sees.
 
-    Without a detector, or where nobody is found, the whole picture is kept and the joints are
-    all invisible. PevlError as `sample_clip` and the detector raise it.
+    A ``recording`` of the clip's poses makes the detector needless. Without either, or where nobody
+    is found, the whole picture is kept and the joints are all invisible. PevlError as `sample_clip`
+    and the detector raise it.
     """
     clip = sample_clip(path, config.pose_frames, start_s, end_s)
-    actor = detector.actor(clip) if detector is not None else None
+    if recording is not None:
+        actor: Actor | None = recording.actor_in(clip)
+    else:
+        actor = detector.actor(clip) if detector is not None else None
     return make_sample(clip, actor, config)
 
 
@@ -83,38 +92,23 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
                 f"{actor.people} people at once: followed the one in box "
                 f"{[round(v) for v in box]} for {seen} of {config.pose_frames} frames"
             )
-    # The paper's: the picture's short side, a little shortened as in CLIP's 256 to 224.
-    side = min(width, height) * 0.875
-    centre = width / 2, height / 2
-    kept_w, kept_h = float(width), float(height)
-    if config.crop != "full" and box is not None:
-        x1, y1, x2, y2 = (v * shrunk for v in box)
-        centre = (x1 + x2) / 2, (y1 + y2) / 2
-        if config.crop == "actor":
-            side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
-        else:  # the paper's square, moved to the actor as far as the picture goes
-            centre = (
-                min(max(centre[0], side / 2), width - side / 2),
-                min(max(centre[1], side / 2), height - side / 2),
-            )
-        kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
-    scale = config.image_size / side
-    move = np.array(
-        [
-            [scale, 0, (kept_w / 2 - centre[0]) * scale],
-            [0, scale, (kept_h / 2 - centre[1]) * scale],
-        ],
-        np.float32,
-    )
-    size = (max(round(kept_w * scale), 1), max(round(kept_h * scale), 1))
-    indexed = clip.frame_of[1::3]  # the middle ones of the triples
-    # A large picture is blurred first, as a shrinking warp skips pixels.
-    frames = np.stack([_warp(_shrink(clip.frames[i], scale), move, size, scale) for i in indexed])
-    joints[..., :2] = joints[..., :2] * scale + move[:, 2]
+    region = _Region.of(config, width, height, None if box is None else [v * shrunk for v in box])
+    frames = None
+    if config.video:
+        indexed = clip.frame_of[1::3]  # the middle ones of the triples
+        # A large picture is blurred first, as a shrinking warp skips pixels.
+        frames = np.stack(
+            [
+                _warp(_shrink(clip.frames[i], region.scale), region.move, region.size, region.scale)
+                for i in indexed
+            ]
+        )
+    joints[..., :2] = joints[..., :2] * region.scale + region.move[:, 2]
     return Sample(
         path=clip.path,
         frames=frames,
         joints=joints,
+        size=region.size,
         side_px=float(config.image_size),
         start_s=clip.start_s,
         end_s=clip.end_s,
@@ -123,6 +117,84 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
         box=box,
         warnings=tuple(warnings),
     )
+
+
+def pose_sample(path: Path, recording: Recording, config: ModelConfig) -> Sample:
+    """A clip of which there are poses only: its T frames cover the S that the model takes evenly.
+
+    Between two frames joints move straight. PevlError where nobody is in it, or a joint cannot
+    be had.
+    """
+    actor = recording.actor()
+    if not actor.seen.any():
+        raise PevlError(f"{path}: nobody is seen in '{recording.name}'.")
+    whole = to_layout(actor.joints, actor.layout, config.layout)
+    count = config.pose_frames
+    place = np.clip((np.arange(count) + 0.5) / count * len(whole) - 0.5, 0, len(whole) - 1)
+    joints = _between(whole, place)
+    region = _Region.of(config, recording.width, recording.height, actor.box)
+    joints[..., :2] = joints[..., :2] * region.scale + region.move[:, 2]
+    return Sample(
+        path=path,
+        frames=None,
+        joints=joints,
+        size=region.size,
+        side_px=float(config.image_size),
+        start_s=0.0,
+        end_s=0.0,
+        seen=int((joints[..., 2] > 0).any(-1).sum()),
+        people=actor.people,
+        box=actor.box,
+        warnings=(),
+    )
+
+
+def _between(joints: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Joints (T, J, 3) at fractional frames (S,): the nearest one's where the other is not seen."""
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, len(joints) - 1)
+    share = (place - low)[:, None, None].astype(np.float32)
+    near = joints[np.where(share[:, 0, 0] < 0.5, low, high)]
+    both = np.minimum(joints[low][..., 2:], joints[high][..., 2:]) >= VISIBLE_SCORE
+    mixed = joints[low] * (1 - share) + joints[high] * share
+    return np.where(both, mixed, near).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The part of a picture that is kept, and how its pixels become those of a view."""
+
+    scale: float
+    move: np.ndarray  # (2, 3)
+    size: tuple[int, int]  # w, h px after scaling
+
+    @classmethod
+    def of(cls, config: ModelConfig, width: int, height: int, box: list[float] | None) -> _Region:
+        # The paper's: the picture's short side, a little shortened as in CLIP's 256 to 224.
+        side = min(width, height) * 0.875
+        centre = width / 2, height / 2
+        kept_w, kept_h = float(width), float(height)
+        if config.crop != "full" and box is not None:
+            x1, y1, x2, y2 = box
+            centre = (x1 + x2) / 2, (y1 + y2) / 2
+            if config.crop == "actor":
+                side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
+            else:  # the paper's square, moved to the actor as far as the picture goes
+                centre = (
+                    min(max(centre[0], side / 2), width - side / 2),
+                    min(max(centre[1], side / 2), height - side / 2),
+                )
+            kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
+        scale = config.image_size / side
+        move = np.array(
+            [
+                [scale, 0, (kept_w / 2 - centre[0]) * scale],
+                [0, scale, (kept_h / 2 - centre[1]) * scale],
+            ],
+            np.float32,
+        )
+        size = (max(round(kept_w * scale), 1), max(round(kept_h * scale), 1))
+        return cls(scale, move, size)
 
 
 def _shrink(frame: np.ndarray, scale: float) -> np.ndarray:
@@ -144,8 +216,7 @@ def _warp(frame: np.ndarray, move: np.ndarray, size: tuple[int, int], scale: flo
 
 def view(sample: Sample, config: ModelConfig, place: int = 0, mirrored: bool = False) -> Batch:
     """One still view as a batch of one: place 0 the middle, 1 and 2 to either side of it."""
-    height, width = sample.frames.shape[1:3]
-    free = np.array([width, height], np.float32) - sample.side_px
+    free = np.array(sample.size, np.float32) - sample.side_px
     shift = np.where(free == free.max(), free / 2, 0) * (0, -1, 1)[place]
     return _cut(sample, config, shift, 1.0, 0.0, mirrored)
 
@@ -161,14 +232,17 @@ def vary(
     times = _time_map(rng, len(sample.joints), a.shortest)
     mirrored = a.mirror and rng.random() < 0.5
     batch = _cut(sample, config, shift, scale, turn, mirrored, times)
-    assert batch.frames is not None and batch.joints is not None
-    frames = _recolour(batch.frames, a, rng)
-    joints = batch.joints
+    frames, joints = batch.frames, batch.joints
+    assert joints is not None
+    if frames is not None and sample.frames is not None:
+        frames = _recolour(frames, a, rng)
     noise = torch.from_numpy(rng.normal(0, a.joint_noise, (*joints.shape[:-1], 2))).float()
     lost = torch.from_numpy(rng.random(joints.shape[:-1]) < a.joint_loss)
     visible = joints[..., 2] * ~lost
     joints = torch.cat([joints[..., :2] + noise, visible[..., None]], -1)
     drawn = rng.random()
+    if frames is None or sample.frames is None:
+        return Batch(frames, joints, batch.has_video)
     if drawn < a.stream_loss and (joints[..., 2] > 0).any():
         return Batch(torch.zeros_like(frames), joints, torch.tensor([False]))
     if drawn > 1 - a.stream_loss:
@@ -178,11 +252,14 @@ def vary(
 
 def collate(batches: list[Batch]) -> Batch:
     """Batches of one into one batch."""
-    known = [b.has_video for b in batches]
+    frames = [b.frames for b in batches if b.frames is not None]
+    joints = [b.joints for b in batches if b.joints is not None]
+    known = [torch.tensor([True]) if b.has_video is None else b.has_video for b in batches]
+    some = any(b.has_video is not None for b in batches)
     return Batch(
-        torch.cat([b.frames for b in batches if b.frames is not None]),
-        torch.cat([b.joints for b in batches if b.joints is not None]),
-        torch.cat([k for k in known if k is not None]) if known[0] is not None else None,
+        torch.cat(frames) if frames else None,
+        torch.cat(joints) if joints else None,
+        torch.cat(known) if some else None,
     )
 
 
@@ -203,34 +280,36 @@ def _cut(
     times: np.ndarray | None = None,
 ) -> Batch:
     """Cut a square view out of the kept region by one matrix for pictures and joints."""
-    size = config.image_size
-    height, width = sample.frames.shape[1:3]
-    middle = np.array([width / 2, height / 2]) + shift
-    zoom = size / sample.side_px * scale
+    side = config.image_size
+    middle = np.array(sample.size) / 2 + shift
+    zoom = side / sample.side_px * scale
     matrix = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), turn_deg, zoom)
-    matrix[:, 2] += size / 2 - middle
+    matrix[:, 2] += side / 2 - middle
     if mirrored:
         matrix[0] *= -1
-        matrix[0, 2] += size
+        matrix[0, 2] += side
     times = np.arange(len(sample.joints)) if times is None else times
-    frames = np.stack(
-        [
-            cv2.warpAffine(sample.frames[i], matrix, (size, size), flags=cv2.INTER_LINEAR)
-            for i in times[1::3] // 3
-        ]
-    )
     joints = sample.joints[times]
     points = joints[..., :2] @ matrix[:, :2].T + matrix[:, 2]
     visible = joints[..., 2] >= VISIBLE_SCORE
     if mirrored:
         swap = LAYOUTS[config.layout].mirror
         points, visible = points[:, swap], visible[:, swap]
-    placed = np.concatenate([points / size, visible[..., None]], -1).astype(np.float32)
+    placed = np.concatenate([points / side, visible[..., None]], -1).astype(np.float32)
     placed[~visible] = 0
-    return Batch(
-        torch.from_numpy(frames).permute(0, 3, 1, 2)[None].contiguous(),
-        torch.from_numpy(placed)[None],
-    )
+    frames = has_video = None
+    if config.video and sample.frames is None:
+        frames = torch.zeros(1, config.video_frames, 3, side, side, dtype=torch.uint8)
+        has_video = torch.tensor([False])
+    elif config.video and sample.frames is not None:
+        cut = np.stack(
+            [
+                cv2.warpAffine(sample.frames[i], matrix, (side, side), flags=cv2.INTER_LINEAR)
+                for i in times[1::3] // 3
+            ]
+        )
+        frames = torch.from_numpy(cut).permute(0, 3, 1, 2)[None].contiguous()
+    return Batch(frames, torch.from_numpy(placed)[None], has_video)
 
 
 def _recolour(frames: torch.Tensor, a: Augmentation, rng: np.random.Generator) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pevl_cli.datasets.manifest import HoldOut, Manifest, read_manifest, with_labels
+from pevl_cli.datasets.named import OTHER_NAMES, READERS, known_name, read_named
+from pevl_cli.datasets.pyskl import read_pyskl
 from pevl_cli.errors import UsageError
 from pevl_cli.labels import read_labels
 from pevl_cli.model.config import CONFIGS, ModelConfig
@@ -28,8 +31,13 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which clips are trained on."""
 
-    dataset: Path
+    dataset: Path  # a folder, a CSV, a pickle of poses, or with root the name of a known set
+    root: Path | None = None  # where the named set lies
     labels: str | None = None  # label file with texts, phrasings and the prompt of its labels
+    poses: Path | None = None  # found before: a store of `pevl pose`, a pickle, a folder of JSON
+    layout: str | None = None  # what the joints of `poses` are, where their number does not tell
+    fold: str | None = None  # of a pickle with several splits
+    all_clips: bool = False  # the val split is trained on too, and nothing is validated
     # Where the manifest names no split: whole groups are held out, or clips drawn at random.
     hold_out: HoldOut = "group"
     shots: int | None = Field(None, ge=1)  # so many training clips of each class, drawn by seed
@@ -111,7 +119,8 @@ class TrainSettings(Section):
 
     @property
     def folder(self) -> Path:
-        name = f"{self.data.dataset.resolve().stem}-{self.model.name}"
+        named = known_name(self.data.dataset) if self.data.root is not None else None
+        name = f"{named or self.data.dataset.resolve().stem}-{self.model.name}"
         return self.run.out or Path("runs") / name
 
 
@@ -184,10 +193,24 @@ def load_settings(
 
 def read_data(data: DataSettings, seed: int) -> Manifest:
     """The data set that is named, with the texts of its label file if there is one."""
-    manifest = read_manifest(data.dataset, seed, data.hold_out)
-    if data.labels is None:
-        return manifest
-    return with_labels(manifest, read_labels(data.labels), data.labels)
+    named = known_name(data.dataset)
+    if data.root is not None:
+        if named is None:
+            known = ", ".join((*READERS, *OTHER_NAMES))
+            raise UsageError(f"--root goes with the name of a data set: {known}.")
+        manifest = read_named(named, data.root)
+    elif named is not None and not data.dataset.exists():
+        raise UsageError(f"--dataset {data.dataset} needs --root DIR, the folder it lies in.")
+    elif data.dataset.suffix in {".pkl", ".pickle"}:
+        manifest = read_pyskl(data.dataset, data.labels, data.fold, seed)
+    else:
+        manifest = read_manifest(data.dataset, seed, data.hold_out)
+    if data.labels is not None and manifest.poses != data.dataset:
+        manifest = with_labels(manifest, read_labels(data.labels), data.labels)
+    if data.all_clips:
+        items = [replace(i, split="train" if i.split == "val" else i.split) for i in manifest.items]
+        manifest = replace(manifest, items=tuple(items))
+    return manifest
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from pevl_cli.clips import (
     quiet_worker,
     write_left_out,
 )
-from pevl_cli.datasets.manifest import Manifest
+from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.evaluate import Accuracy, accuracy, encode_labels, similarities
 from pevl_cli.hardware import choose_device, has_bf16
@@ -52,8 +52,10 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.pevl import Batch, Features, PeVL
 from pevl_cli.pose import PoseDetector
+from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, collate
 from pevl_cli.settings import Augmentation, TrainSettings, load_settings, read_data
+from pevl_cli.skeletons import LAYOUTS, to_layout
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
 
@@ -87,6 +89,7 @@ class Result:
     interrupted: bool = False
     stopped_early: bool = False
     left_out: list[LeftOut] = field(default_factory=list)
+    incomplete: str = ""  # how much of the data set was there, if not all
 
 
 Listener = Callable[[Event], None]
@@ -104,9 +107,11 @@ def train(
     leaves both checkpoints. PevlError says why it cannot be done.
     """
     manifest = manifest or read_data(settings.data, settings.run.seed)
+    poses = recorded_poses(settings, manifest)
+    settings = fitted(settings, manifest, poses)
     detector = None
     config = settings.model
-    if config.pose or config.crop != "full":
+    if poses is None and (config.pose or config.crop != "full"):
         detector = PoseDetector(
             settings.run.pose_weights, device=choose_device(settings.run.device)
         )
@@ -124,7 +129,7 @@ def train(
     if fabric.global_rank:
         listener = _nobody
     try:
-        return _train(settings, manifest, detector, model, base, fabric, listener, resume)
+        return _train(settings, manifest, poses, detector, model, base, fabric, listener, resume)
     except BaseException:
         # The processes started for this run would wait for this one.
         for process in getattr(fabric.strategy.launcher, "procs", ()):
@@ -135,6 +140,7 @@ def train(
 def _train(
     settings: TrainSettings,
     manifest: Manifest,
+    poses: RecordedPoses | None,
     detector: PoseDetector | None,
     model: PeVL,
     base: checkpoint.Base | None,
@@ -144,9 +150,13 @@ def _train(
 ) -> Result:
     """What each process does once it knows the others."""
     folder = settings.folder
-    train_clips, val_clips, left_out = _clips(settings, manifest, detector, fabric, listener)
+    train_clips, val_clips, left_out = _clips(settings, manifest, poses, detector, fabric, listener)
     torch.manual_seed(settings.run.seed)
-    facts = _facts(settings, manifest, detector, train_clips, val_clips)
+    bad = {clip.item for clip in left_out}
+    readable = [i for i in usable(manifest.items, poses) if i not in bad]
+    incomplete = manifest.incomplete(readable, ("train", "val"))
+    facts = _facts(settings, manifest, poses, detector, train_clips, val_clips)
+    facts["incomplete"] = incomplete
     trainer = Trainer(model, manifest.labels, settings, fabric, listener)
     if resume:
         trainer.resume(folder)
@@ -161,8 +171,51 @@ def _train(
         if not full and "allocate memory" not in str(error):  # so the CPU's allocator says it
             raise
         raise PevlError(trainer.how_to_need_less_memory()) from error
-    result.left_out = left_out
+    result.left_out, result.incomplete = left_out, incomplete
     return result
+
+
+def recorded_poses(settings: TrainSettings, manifest: Manifest) -> RecordedPoses | None:
+    """The poses found before: those that are named, else those that come with the data set."""
+    named = settings.data.poses
+    source = named or (None if settings.run.pose_weights is not None else manifest.poses)
+    if source is None or not settings.model.pose:
+        return None
+    return read_recorded(source, settings.data.layout)
+
+
+def fitted(
+    settings: TrainSettings, manifest: Manifest, poses: RecordedPoses | None
+) -> TrainSettings:
+    """Settings with a model that takes what there is: no video where none is on disk, and joints
+    of the recorded poses' layout where the usual one cannot be had from it.
+    """
+    changes: dict[str, object] = {}
+    config = settings.model
+    if not manifest.has_videos:
+        if poses is None:
+            raise PevlError(
+                f"{manifest.source}: none of its {len(manifest.items):,} clips has a video on disk"
+                + (", and --no-pose leaves no poses." if manifest.poses else ", nor poses.")
+            )
+        if settings.init is None:
+            changes["video"] = False
+    if poses is not None and len(poses):
+        layout = poses.layout()
+        try:
+            to_layout(np.zeros((1, len(LAYOUTS[layout].names), 3)), layout, config.layout)
+        except PevlError:
+            if settings.init is not None:
+                raise
+            changes |= {"layout": layout, "joints": len(LAYOUTS[layout].names)}
+    if not changes:
+        return settings
+    return settings.model_copy(update={"model": config.model_copy(update=changes)})
+
+
+def usable(items: Sequence[Item], poses: RecordedPoses | None) -> list[Item]:
+    """Those of which there is a video, or poses."""
+    return [i for i in items if i.there or (poses is not None and poses.find(i.name) is not None)]
 
 
 def _nobody(_: Event) -> None:
@@ -215,6 +268,7 @@ def settings_for(
 def _clips(
     settings: TrainSettings,
     manifest: Manifest,
+    poses: RecordedPoses | None,
     detector: PoseDetector | None,
     fabric: Fabric,
     listener: Listener,
@@ -222,7 +276,14 @@ def _clips(
     """Training and validation clips, those that cannot be read left out."""
     data, names = settings.data, manifest.labels.names
     splits = [
-        Clips(manifest.of(split), names, settings.model, detector, data.cache_gb * GIGABYTE)
+        Clips(
+            usable(manifest.of(split), poses),
+            names,
+            settings.model,
+            detector,
+            data.cache_gb * GIGABYTE,
+            poses,
+        )
         for split in ("train", "val")
     ]
     total = sum(len(clips) for clips in splits)
@@ -768,6 +829,7 @@ def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
 def _facts(
     settings: TrainSettings,
     manifest: Manifest,
+    poses: RecordedPoses | None,
     detector: PoseDetector | None,
     train_clips: Clips,
     val_clips: Clips,
@@ -778,7 +840,7 @@ def _facts(
         "pevl": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.run.device}",
-        "data": source.parent.name if source.is_file() else source.name,
+        "data": manifest.name or (source.parent.name if source.is_file() else source.name),
         "data_hash": run.data_hash(manifest),
         "train_clips": len(train_clips),
         "val_clips": len(val_clips),
@@ -788,6 +850,7 @@ def _facts(
         "seed": settings.run.seed,
         "shots": settings.data.shots,
         "pose_weights": detector.digest() if detector is not None else None,
+        "poses": poses.digest() if poses is not None else None,
     }
 
 

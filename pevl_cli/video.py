@@ -81,6 +81,7 @@ class Clip:
     frames: np.ndarray
     start_s: float
     end_s: float
+    length: int  # frames that the file has between them
     warnings: tuple[str, ...] = ()
 
 
@@ -147,6 +148,7 @@ def sample_clip(
         frames=np.stack([got[int(i)] for i in distinct]),
         start_s=start_s,
         end_s=end_s,
+        length=int(inside.sum()),
         warnings=tuple(warnings),
     )
 

@@ -13,14 +13,14 @@ PACKAGE = Path(pevl_cli.__file__).parent
 # A module imports from the lines above its own only. `model` is all of model/.
 LAYERS = (
     {"", "errors"},
-    {"labels", "cache", "hardware"},
-    {"video", "model"},
+    {"labels", "cache", "hardware", "skeletons"},
+    {"video", "model", "pickles"},
     {"pose", "datasets"},
-    {"settings"},
-    {"samples"},
+    {"recorded", "settings"},
+    {"samples", "extract"},
     {"evaluate", "clips", "run"},
     {"recognise", "train"},
-    {"report", "plan"},
+    {"report", "plan", "benchmark"},
     {"cli"},
     {"__main__"},
 )

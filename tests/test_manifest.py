@@ -77,8 +77,8 @@ def test_a_csv_with_every_column(tmp_path: Path) -> None:
     )
     manifest = read_manifest(table(tmp_path, text))
     kick, jump, far = manifest.items
-    assert kick == Item(tmp_path / "k/1.mp4", "kick", "train", "anna", 0.5, 2.0)
-    assert jump == Item(tmp_path / "j/2.mp4", "jump_up", "val", "ben", None, None)
+    assert kick == Item(tmp_path / "k/1.mp4", "kick", "train", "anna", 0.5, 2.0, "k/1@0.5-2")
+    assert jump == Item(tmp_path / "j/2.mp4", "jump_up", "val", "ben", None, None, "j/2")
     assert (far.path, far.split, far.start_s, far.end_s) == (
         Path("/far/3.mp4"),
         *("test", 10.0, 20.25),

@@ -21,7 +21,6 @@ from conftest import MakeVideo, child_environment
 from pevl_cli import pose
 from pevl_cli.errors import PevlError
 from pevl_cli.pose import (
-    LAYOUTS,
     Actor,
     Footage,
     PoseDetector,
@@ -34,55 +33,11 @@ from pevl_cli.pose import (
     likeness,
     link,
 )
+from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.video import Clip, sample_clip
 
 WIDTH, HEIGHT = 640, 480
 Detected = Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
-
-# -- layouts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_mirror_image_of_a_mirror_image_is_the_thing(name: str) -> None:
-    layout = LAYOUTS[name]
-    mirror = layout.mirror
-    assert [mirror[i] for i in mirror] == list(range(len(layout.names)))
-    for joint, other in zip(layout.names, mirror, strict=True):
-        assert layout.names[other] == joint.replace("left", "r_").replace("right", "left").replace(
-            "r_", "right"
-        )
-    assert len(set(layout.names)) == len(layout.names) == int(name[-2:])
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_edges_join_joints_that_are_there(name: str) -> None:
-    layout = LAYOUTS[name]
-    edges = layout.edge_indices
-    assert all(a != b for a, b in edges)
-    assert len({frozenset(e) for e in edges}) == len(edges) >= len(layout.names) - 3
-    mirrored = {frozenset((layout.mirror[a], layout.mirror[b])) for a, b in edges}
-    assert mirrored == {frozenset(e) for e in edges}, "one side is drawn otherwise"
-
-
-def test_joints_stand_in_the_order_of_each_source() -> None:
-    short = {"shoulder": "sho", "elbow": "elb", "wrist": "wri", "knee": "kne", "ankle": "ank"}
-
-    def abbreviated(layout: str) -> str:
-        names = [n.replace("right_", "R").replace("left_", "L") for n in LAYOUTS[layout].names]
-        for full, brief in short.items():
-            names = [n.replace(full, brief) for n in names]
-        return " ".join(names)
-
-    arms, legs = "Lsho Rsho Lelb Relb Lwri Rwri", "Lhip Rhip Lkne Rkne Lank Rank"
-    assert abbreviated("coco17") == f"nose Leye Reye Lear Rear {arms} {legs}"
-    assert abbreviated("coco13") == f"nose {arms} {legs}"
-    assert abbreviated("smarthome13") == (
-        "Rank Lank Rkne Lkne Rhip Lhip Rwri Lwri Relb Lelb Rsho Lsho head"
-    )
-    assert abbreviated("jhmdb15") == (
-        "neck belly face Rsho Lsho Rhip Lhip Relb Lelb Rkne Lkne Rwri Lwri Rank Lank"
-    )
-
 
 # -- who is the actor ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from tiny import tiny_model
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import Batch
-from pevl_cli.pose import LAYOUTS, Actor
+from pevl_cli.pose import Actor
 from pevl_cli.samples import (
     VISIBLE_SCORE,
     Sample,
@@ -28,6 +28,7 @@ from pevl_cli.samples import (
     view,
 )
 from pevl_cli.settings import Augmentation, load_settings
+from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.train import Trainer
 from pevl_cli.video import Clip, sample_clip
 
@@ -79,7 +80,7 @@ def painted(
     every = np.arange(S)
     clip = Clip(
         *(Path("made-up.mp4"), round(width / shrunk), round(height / shrunk)),
-        *(every / 25, every, every, frames, 0.0, S / 25),
+        *(every / 25, every, every, frames, 0.0, S / 25, S),
     )
     boxes = np.concatenate([joints[..., :2].min(1), joints[..., :2].max(1)], -1)
     return clip, Actor(joints, boxes, np.ones(S, bool), np.zeros(S, bool), people=1)

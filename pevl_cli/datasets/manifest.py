@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from random import Random
 from typing import Literal
 
+from pevl_cli.cache import write_aside
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.video import VIDEO_SUFFIXES
@@ -41,6 +42,8 @@ class Item:
     group: str = ""  # person, session or source video: never to be cut by a split
     start_s: float | None = None
     end_s: float | None = None
+    name: str = ""  # by which its poses are found: where it lies in the set, or its official id
+    there: bool = True  # False: listed, but no video of it is on disk
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,27 @@ class Manifest:
     items: tuple[Item, ...]
     labels: LabelSet
     warnings: tuple[str, ...] = ()
+    name: str = ""  # of the data set
+    tested: str = "test"  # the split whose figures are published
+    official: Mapping[str, int] = field(default_factory=dict)  # clips that each split should have
+    poses: Path | None = None  # that come with it
+
+    @property
+    def has_videos(self) -> bool:
+        return any(item.there for item in self.items)
 
     def of(self, split: str) -> list[Item]:
         return [item for item in self.items if item.split == split]
+
+    def incomplete(self, usable: Collection[Item], splits: Collection[str] = SPLITS) -> str:
+        """How much of the data set is there, as "train 20,123 of 20,484 clips"; empty if all is."""
+        there = Counter(item.split for item in usable)
+        parts = []
+        for split in splits:
+            whole = self.official.get(split, len(self.of(split)))
+            if there[split] < whole:
+                parts.append(f"{split} {there[split]:,} of {whole:,} clips")
+        return "; ".join(parts)
 
 
 def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> Manifest:
@@ -94,6 +115,17 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
         tuple(names), tuple(p[0] for p in phrasings), others=others if any(others) else ()
     )
     return Manifest(source, tuple(items), labels, tuple(warnings))
+
+
+def write_missing(path: Path, items: Sequence[Item]) -> None:
+    """A CSV of listed clips that are not on disk."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("name", "label", "split", "expected"))
+    for item in items:
+        rows.writerow((item.name, item.label, item.split, item.path))
+    with write_aside(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Manifest:
@@ -179,13 +211,17 @@ def _read_folder(root: Path) -> list[Item]:
         split = SPLIT_NAMES[top.name.lower()] if with_splits else ""
         for folder in sorted(p for p in top.iterdir() if p.is_dir() and p.name[0] != "."):
             clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-            items += [Item(clip, folder.name, split) for clip in clips]
+            items += [Item(clip, folder.name, split, name=_name(clip, root)) for clip in clips]
     if not items:
         raise PevlError(
             f"{root}: no clips found. Put one folder per action in it, with that action's clips: "
             f"{root.name}/squat/001.mp4, {root.name}/lunge/001.mp4, ..."
         )
     return items
+
+
+def _name(clip: Path, root: Path) -> str:
+    return clip.relative_to(root).with_suffix("").as_posix()
 
 
 def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
@@ -228,8 +264,11 @@ def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
         end_s = _seconds(cell.get("end_s", ""), where, "end_s")
         if end_s is not None and end_s <= (start_s or 0):
             raise PevlError(f"{where}: end_s {end_s:g} must come after start_s {start_s or 0:g}.")
+        end = "" if end_s is None else f"{end_s:g}"
+        part = f"@{start_s or 0:g}-{end}" if start_s is not None or end else ""
         items.append(
             Item(
+                name=PurePath(cell["path"]).with_suffix("").as_posix() + part,
                 path=path.parent / cell["path"],
                 label=cell["label"],
                 split=split,

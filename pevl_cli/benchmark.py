@@ -1,0 +1,125 @@
+"""A checkpoint's figures on a data set, by that set's own split and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pevl_cli import recognise
+from pevl_cli.clips import Clips, LeftOut
+from pevl_cli.datasets.manifest import Manifest
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.evaluate import Accuracy, accuracy, similarities
+from pevl_cli.labels import LabelSet
+from pevl_cli.recorded import RecordedPoses
+
+CLIPS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured, and on what."""
+
+    dataset: str
+    split: str
+    checkpoint: str
+    accuracy: Accuracy
+    left_out: list[LeftOut]
+    incomplete: str  # how much of the data set was there, if not all
+    views: int
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = asdict(self)
+        facts["left_out"] = [
+            {"clip": c.item.name or str(c.item.path), "reason": c.reason} for c in self.left_out
+        ]
+        return facts
+
+
+def benchmark(
+    manifest: Manifest,
+    recogniser: recognise.Recogniser,
+    checkpoint: str,
+    poses: RecordedPoses | None = None,
+    split: str | None = None,
+    views: int = 1,
+    listener: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Top-1, mean class and per-class accuracy on a split; by default the one that is published.
+
+    PevlError when labels do not fit or no clip can be read.
+    """
+    split = split or next((s for s in (manifest.tested, "val") if manifest.of(s)), manifest.tested)
+    listed = manifest.of(split)
+    if not listed:
+        known = sorted({item.split for item in manifest.items})
+        raise UsageError(f"{manifest.source}: has no split '{split}', but {', '.join(known)}.")
+    labels = fitting_labels(manifest, recogniser.labels, checkpoint)
+    config = recogniser.model.config
+    items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
+    clips = Clips(items, labels.names, config, recogniser.detector, 0, poses)
+    texts = recogniser.encode(labels)
+    rows, labels_of, left_out = [], [], []
+    samples = []
+    for i, item in enumerate(items):
+        try:
+            samples.append(clips[i])
+            labels_of.append(clips.labels[i])
+        except (PevlError, OSError) as error:
+            left_out.append(LeftOut(item, str(error)))
+        if samples and (len(samples) == CLIPS_AT_ONCE or i + 1 == len(items)):
+            rows.append(similarities(recogniser.model, samples, texts, views))
+            samples = []
+        listener(i + 1, len(items))
+    if samples:
+        rows.append(similarities(recogniser.model, samples, texts, views))
+    if not rows:
+        why = f"; the first: {left_out[0].reason}" if left_out else ", nor poses of it"
+        raise PevlError(
+            f"{manifest.source}: none of the {len(listed)} clips of split '{split}' can be read"
+            f"{why}"
+        )
+    import torch
+
+    bad = {c.item for c in left_out}
+    readable = [item for item in items if item not in bad]
+    return Outcome(
+        dataset=manifest.name or str(manifest.source),
+        split=split,
+        checkpoint=checkpoint,
+        accuracy=accuracy(torch.cat(rows), labels_of, labels.names),
+        left_out=left_out,
+        incomplete=manifest.incomplete(readable, (split,)),
+        views=views,
+    )
+
+
+def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint: str) -> LabelSet:
+    """The labels to choose among: the checkpoint's, if the data set's are among them.
+
+    PevlError shows the first that differs. Where labels are numbers (a pickle's), their order has
+    to be the same, or numbers would mean other actions.
+    """
+    if known is None:
+        return manifest.labels
+    theirs, ours = manifest.labels.names, known.names
+    if manifest.poses == manifest.source:
+        for i in range(max(len(theirs), len(ours))):
+            a = theirs[i] if i < len(theirs) else "(none)"
+            b = ours[i] if i < len(ours) else "(none)"
+            if a != b:
+                raise PevlError(
+                    f"label {i} is '{a}' in {manifest.source.name} and '{b}' in {checkpoint}: "
+                    "the same label file is needed for both."
+                )
+        return known
+    used = {item.label for item in manifest.items}
+    for i, name in enumerate(theirs):
+        if name in used and name not in ours:
+            raise PevlError(
+                f"label {i} of {manifest.name or manifest.source}, '{name}', is none of the "
+                f"{len(ours)} labels of {checkpoint} (whose label {min(i, len(ours) - 1)} is "
+                f"'{ours[min(i, len(ours) - 1)]}')."
+            )
+    return known

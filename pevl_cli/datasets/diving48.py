@@ -1,0 +1,42 @@
+"""Diving48 (V2 labels): 48 dives, each clip a file.
+
+Official layout: `rgb/<vid_name>.mp4`, `Diving48_V2_train.json`, `Diving48_V2_test.json` and
+`Diving48_vocab.json`; names may begin with "-". Source: svcl.ucsd.edu/projects/resound.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pevl_cli.datasets.disk import Disk
+from pevl_cli.datasets.manifest import Item, Manifest
+from pevl_cli.errors import PevlError
+from pevl_cli.labels import bundled_labels
+
+CLIPS = {"train": 15_027, "test": 1_970}
+
+
+def read_diving48(disk: Disk) -> Manifest:
+    labels = bundled_labels("diving48")
+    vocabulary = disk.file("Diving48_vocab.json")
+    if vocabulary is not None:
+        theirs = ["+".join(parts) for parts in json.loads(vocabulary.read_text(encoding="utf-8"))]
+        for i, (ours, other) in enumerate(zip(labels.names, theirs, strict=False)):
+            if ours != other:
+                raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{ours}'.")
+    items = []
+    for split in CLIPS:
+        file = disk.need(f"Diving48_V2_{split}.json")
+        try:
+            clips = json.loads(file.read_text(encoding="utf-8"))
+            for clip in clips:
+                name, label = str(clip["vid_name"]), labels.names[int(clip["label"])]
+                video = disk.video(name)
+                expected = disk.root / "rgb" / f"{name}.mp4"
+                group = name.rpartition("_")[0]
+                items.append(
+                    Item(video or expected, label, split, group, name=name, there=video is not None)
+                )
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise PevlError(f"{file}: is not Diving48's list of clips ({error}).") from error
+    return Manifest(disk.root, tuple(items), labels, name="diving48", official=CLIPS)

@@ -1,0 +1,88 @@
+"""PYSKL and MMAction2 pickles of poses as a data set: clips without videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pevl_cli.datasets.manifest import SPLIT_NAMES, Item, Manifest, hold_out
+from pevl_cli.errors import PevlError
+from pevl_cli.labels import read_labels
+from pevl_cli.pickles import read_pickle
+
+
+def read_pyskl(
+    path: Path, labels: str | None = None, fold: str | None = None, seed: int = 0
+) -> Manifest:
+    """A pickle's clips, with the splits that it names.
+
+    Its labels are numbers: ``labels`` names them in that order (a label file, a bundled set), else
+    a label file beside the pickle whose name begins the pickle's does. ``fold`` chooses among
+    several splits, such as "1" of train1 and test1, or "xsub" of xsub_train and xsub_val.
+    """
+    annotations, splits = read_pickle(path)
+    source = labels or _beside(path)
+    if source is None:
+        raise PevlError(
+            f"{path}: its labels are numbers; name them with --labels FILE, one a line in the "
+            "order of the numbers, or a bundled set such as gym99."
+        )
+    named = read_labels(source)
+    warnings = []
+    if labels is None:
+        warnings.append(f"labels are named by {source}, which lies beside the poses")
+    split_of = _splits(path, splits, fold)
+    items, unsplit = [], 0
+    for annotation in annotations:
+        name = str(annotation["frame_dir"])
+        label = annotation.get("label")
+        if label is None or not 0 <= int(label) < len(named):
+            raise PevlError(
+                f"{path}: '{name}' has label {label}, and {source} names {len(named)} labels, "
+                f"0 to {len(named) - 1}."
+            )
+        split = split_of.get(name, "")
+        unsplit += bool(split_of) and not split
+        if split or not split_of:
+            items.append(Item(path, named.names[int(label)], split, name=name, there=False))
+    if not items:
+        raise PevlError(f"{path}: there is no clip in it.")
+    if unsplit:
+        warnings.append(f"{unsplit} of {len(annotations)} clips are in no split and are not used")
+    if not split_of:
+        items = hold_out(items, seed)
+        held = sum(item.split == "val" for item in items)
+        warnings.append(f"no split given: held out {held} of {len(items)} clips to validate")
+    return Manifest(path, tuple(items), named, tuple(warnings), path.stem, poses=path)
+
+
+def _beside(path: Path) -> str | None:
+    """The label file in the same folder that has the longest part of the pickle's name."""
+    found = [f for f in path.parent.glob("*.txt") if path.stem.startswith(f.stem)]
+    return str(max(found, key=lambda f: len(f.stem))) if found else None
+
+
+def _splits(path: Path, splits: dict[str, list[str]], fold: str | None) -> dict[str, str]:
+    """Clip name -> split."""
+    chosen: dict[str, str] = {}  # split's name in the pickle -> ours
+    folds = set()
+    for name in splits:
+        plain = name.lower()
+        for word in sorted(SPLIT_NAMES, key=len, reverse=True):
+            if word in plain:
+                rest = plain.replace(word, "", 1).strip("_-")
+                folds.add(rest)
+                if fold is None or rest == fold.lower():
+                    chosen[name] = SPLIT_NAMES[word]
+                break
+    if len(folds) > 1 and fold is None:
+        known = ", ".join(sorted(f or "(without a name)" for f in folds))
+        raise PevlError(f"{path}: has several splits: {known}; choose one with --fold.")
+    if splits and not chosen:
+        known = ", ".join(splits)
+        raise PevlError(f"{path}: none of its splits ({known}) is a fold '{fold or ''}'.")
+    out: dict[str, str] = {}
+    for name, ours in chosen.items():
+        for clip in splits[name]:
+            if out.setdefault(clip, ours) != ours:
+                raise PevlError(f"{path}: '{clip}' is in split {out[clip]} and in {ours}.")
+    return out
