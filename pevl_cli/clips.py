@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from pevl_cli.pose import PoseDetector
 from pevl_cli.recorded import RecordedPoses
 from pevl_cli.samples import Sample, pose_sample, read_sample, vary
 from pevl_cli.settings import Augmentation
+from pevl_cli.video import check_opens
 
 # Entries made by another way of cutting out are of no use.
 CACHE_VERSION = 2
@@ -100,18 +102,22 @@ class Clips(Dataset[Sample]):
         return read_sample(item.path, self.config, self.detector, *times, recording)
 
     def check(
-        self, listener: Callable[[int, int], None], threads: int | None = None
+        self,
+        listener: Callable[[int, int], None],
+        threads: int | None = None,
+        decode: bool = True,
     ) -> list[LeftOut]:
         """Read every clip once and keep the readable ones; says which are left out and why.
 
         ``listener`` is told how many are done, of how many. What was found is kept, so that a
-        second check of the same files only looks for entries.
+        second check of the same files only looks for entries. Without ``decode`` files are opened
+        only: what is damaged inside is met later, and replaced then.
         """
         found: list[LeftOut] = []
         kept: list[int] = []
         self._room = self.cache_bytes - trim_cache(self.cache_bytes)
         with ThreadPoolExecutor(threads or max(os.cpu_count() or 1, 1)) as pool:
-            reasons = pool.map(self._reason, self.items)
+            reasons = pool.map(partial(self._reason, decode=decode), self.items)
             for i, reason in enumerate(reasons):
                 if reason is None:
                     kept.append(i)
@@ -126,7 +132,7 @@ class Clips(Dataset[Sample]):
         self.items = [self.items[i] for i in chosen]
         self.labels = [self.labels[i] for i in chosen]
 
-    def _reason(self, item: Item) -> str | None:
+    def _reason(self, item: Item, decode: bool) -> str | None:
         """Why a clip cannot be used; None if it can."""
         if self._needs_no_video(item):
             try:
@@ -144,6 +150,12 @@ class Clips(Dataset[Sample]):
         if verdict.exists():
             return verdict.read_text(encoding="utf-8") or None
         reason = ""
+        if not decode:
+            try:
+                check_opens(item.path)
+            except PevlError as error:
+                return str(error)
+            return None
         try:
             sample = self._read(item)
         except PevlError as error:

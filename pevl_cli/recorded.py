@@ -65,10 +65,9 @@ class Recording:
         seen = np.zeros(count, bool)
         at_once = max((len(p) for p in self.people), default=0)
         if at_once == 1:
-            for t, person in enumerate(self.people):
-                if len(person):
-                    box = _box(person[0])[:4] if self.boxes is None else self.boxes[t]
-                    joints[t], boxes[t], seen[t] = person[0], box, True
+            seen = np.array([len(p) == 1 for p in self.people])
+            joints[seen] = np.stack([p[0] for p in self.people if len(p)])
+            boxes[seen] = _boxes(joints[seen])[:, :4] if self.boxes is None else self.boxes[seen]
         elif at_once:
             times = np.arange(count) / 25.0  # who moves most counts, not how fast
             footage = Footage(times, self.width, self.height, 1.0, _no_frames)
@@ -99,15 +98,16 @@ def _no_frames(_: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     return iter(())
 
 
-def _box(joints: np.ndarray) -> np.ndarray:
-    """x1 y1 x2 y2 confidence of one person's visible joints."""
-    points = joints[joints[:, 2] > 0, :2]
-    return np.concatenate([points.min(0), points.max(0), [joints[:, 2].mean()]])
+def _boxes(people: np.ndarray) -> np.ndarray:
+    """x1 y1 x2 y2 confidence that hold the visible joints of each person, (P, J, 3) -> (P, 5)."""
+    points, visible = people[..., :2], people[..., 2:] > 0
+    low = np.where(visible, points, np.inf).min(-2)
+    high = np.where(visible, points, -np.inf).max(-2)
+    return np.concatenate([low, high, people[..., 2].mean(-1, keepdims=True)], -1)
 
 
 def _sightings(people: np.ndarray) -> Sightings:
-    boxes = np.array([_box(p) for p in people]).reshape(-1, 5)
-    return Sightings(boxes, people, np.full((len(people), 32), 1 / 32))
+    return Sightings(_boxes(people).reshape(-1, 5), people, np.full((len(people), 32), 1 / 32))
 
 
 def _valid(joints: np.ndarray) -> np.ndarray:

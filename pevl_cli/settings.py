@@ -42,6 +42,8 @@ class DataSettings(Section):
     hold_out: HoldOut = "group"
     shots: int | None = Field(None, ge=1)  # so many training clips of each class, drawn by seed
     strict: bool = False  # an unreadable clip ends the run
+    # Before training: "decode" each clip, or only "open" it; "auto" decodes up to 2,000 clips.
+    check: Literal["auto", "decode", "open"] = "auto"
     workers: int | None = Field(None, ge=0)  # loader processes; None = by the machine
     cache_gb: float = Field(20.0, ge=0)  # decoded clips kept on disk at most
 
@@ -55,7 +57,7 @@ class OptimSettings(Section):
     lr: float = Field(8e-6, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(3.0, ge=0)
-    min_steps: int = Field(200, ge=0)  # over all epochs: a few clips are gone through more often
+    min_steps: int = Field(150, ge=0)  # over all epochs: a few clips are gone through more often
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 = off; else averaged weights are kept and tested
     balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally often, 1 = classes equally often
     clip_norm: float = Field(1.0, gt=0)

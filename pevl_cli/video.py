@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,19 @@ class Clip:
 def read_timeline(path: str | Path) -> Timeline:
     """Scan a file's packets. PevlError when it is no readable video, or cut off."""
     path = Path(path)
+    with _open(path) as container:
+        return _scan(container, path)
+
+
+def check_opens(path: str | Path) -> None:
+    """PevlError when a file is not there or does not begin as a video; a thousand in a second."""
+    with _open(Path(path)) as container:
+        if not container.streams.video:
+            raise PevlError(f"{path}: there is no video in this file.")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[av.container.InputContainer]:
     if not path.exists():
         raise PevlError(f"{path}: there is no such file.")
     if path.is_dir():
@@ -96,7 +110,7 @@ def read_timeline(path: str | Path) -> Timeline:
         raise PevlError(f"{path}: the file is empty (0 bytes); copy or record it again.")
     try:
         with av.open(str(path)) as container:
-            return _scan(container, path)
+            yield container
     except (av.FFmpegError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise PevlError(f"{path}: no permission to read it.") from error

@@ -496,6 +496,21 @@ def test_unseen_frames_are_left_out_of_the_mean() -> None:
     assert F.cosine_similarity(scaled, features.pose[:1]) > 0.97
 
 
+def test_the_largest_of_the_seen_frames_makes_the_pose() -> None:
+    """Frames in which nobody is seen are there too, and count for nothing."""
+    model = tiny_model(pose_pool="max", video=False, similarities=("ps",))
+    batch = tiny_batch(1)
+    assert batch.joints is not None
+    joints = batch.joints.clone()
+    joints[:, 5:] = unseen(joints[:, 5:])
+    taken: list[Tensor] = []
+    project = model.visual.project
+    model.visual.project = lambda x: taken.append(project(x)) or taken[-1]  # type: ignore[assignment]
+    features = model.encode(Batch(None, joints))
+    expected = F.normalize(taken[-1][:, :5].amax(1), dim=-1)
+    torch.testing.assert_close(features.pose, expected)
+
+
 @pytest.mark.parametrize("layers", [(0,), ()])
 def test_p2v_layers_act_where_they_stand(layers: tuple[int, ...]) -> None:
     model, batch = tiny_model(p2v_layers=layers), tiny_batch()

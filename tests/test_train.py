@@ -682,3 +682,29 @@ def test_a_plan_counts_steps_and_bytes(moves: Path, tmp_path: Path) -> None:
     stored = sum(f.stat().st_size for f in (tmp_path / "run").glob("*/model.safetensors"))
     assert plan.checkpoint_bytes == pytest.approx(stored, rel=0.2)
     assert plan.parameters == sum(p.numel() for p in PeVL(settings.model).parameters())
+
+
+# -- large sets -----------------------------------------------------------------------------------
+
+
+def test_files_that_are_only_opened_may_be_damaged_inside(moves: Path, tmp_path: Path) -> None:
+    """Training goes on with another clip of the class, validation without the clip."""
+    data = tmp_path / "moves"
+    for split, source in (("train", "0123"), ("val", "4")):
+        for label in MOVES:
+            (data / split / label).mkdir(parents=True)
+            for k in source:
+                shutil.copy(moves / label / f"{k}.mp4", data / split / label)
+    for split, k in (("train", 1), ("val", 4)):
+        file = data / split / "stay" / f"{k}.mp4"
+        content = bytearray(file.read_bytes())
+        begin = content.index(b"mdat") + 4
+        content[begin : content.index(b"moov")] = bytes(content.index(b"moov") - begin)
+        file.write_bytes(bytes(content))
+    (data / "train" / "stay" / "none.mp4").write_bytes(b"no video")
+    settings = settings_of(data, tmp_path / "run", data__check="open")
+    result = training.train(settings)
+    assert [c.item.path.name for c in result.left_out] == ["none.mp4"]
+    assert result.epochs == 4 and result.last is not None and result.last.count == 2
+    decoded = training.train(settings_of(data, tmp_path / "decoded", data__check="decode"))
+    assert len(decoded.left_out) == 3

@@ -29,6 +29,7 @@ _SIZES: dict[str, Any] = {
     "joints": J,
     # Not sizes, but what shall not change with `mini`.
     "video_temporal": True,
+    "pose_pool": "mean",
     "dropout": 0.0,
     "quick_gelu": True,
     "semantic_loss": True,

@@ -44,6 +44,7 @@ class ModelConfig(BaseModel):
     layout: str = "coco17"
     joints: int = 17
     pose_features: Literal["xy", "body"] = "xy"
+    pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor; "actor": the actor's box with a margin.
     crop: Literal["full", "follow", "actor"] = "full"
@@ -136,6 +137,7 @@ CONFIGS = {
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",
+        pose_pool="max",
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.
         semantic_loss=False,

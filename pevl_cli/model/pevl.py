@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -273,7 +273,7 @@ class PeVL(nn.Module):
         if refined_pose is not None and seen is not None:
             per_frame = self.visual.project(refined_pose[:, :, 0])
             f = F.normalize(per_frame, dim=-1)
-            p = F.normalize(_masked_mean(per_frame, seen), dim=-1)
+            p = F.normalize(_pooled(per_frame, seen, config.pose_pool), dim=-1)
         if v is not None and p is not None and "concat" in config.used_similarities:
             there = v if batch.has_video is None else v * batch.has_video[:, None]
             joined = F.normalize(self.join(torch.cat([there, p], -1)), dim=-1)
@@ -287,7 +287,7 @@ class PeVL(nn.Module):
             video_before=None if video_before is None else video_before.mean(1),
             pose_before=None
             if pose_before is None or seen is None
-            else _masked_mean(pose_before, seen),
+            else _pooled(pose_before, seen, config.pose_pool),
         )
 
     def _encode(
@@ -500,7 +500,13 @@ def _pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
     return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
 
 
-def _masked_mean(values: Tensor, use: Tensor) -> Tensor:
-    """Mean over frames in use, (N, S, e) -> (N, e); of all frames when none is."""
-    use = use | ~use.any(1, keepdim=True)
-    return (values * use[..., None]).sum(1) / use.sum(1, keepdim=True)
+def _pooled(values: Tensor, use: Tensor, how: Literal["mean", "max"]) -> Tensor:
+    """Over frames in use, (N, S, e) -> (N, e); over all frames when none is.
+
+    Differs: the paper's is the mean. The maximum finds the moment that tells one stroke from
+    another: tennis4, benchmarks/README.md.
+    """
+    use = (use | ~use.any(1, keepdim=True))[..., None]
+    if how == "max":
+        return values.masked_fill(~use, -torch.inf).amax(1)
+    return (values * use).sum(1) / use.sum(1)
