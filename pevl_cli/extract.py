@@ -111,6 +111,8 @@ def extract(
     ``listener`` is told how many are done, of how many. PevlError when the store cannot be written
     or nothing at all was found.
     """
+    # What stands in two lists is looked at once.
+    items = list({(i.name, i.path, i.start_s, i.end_s): i for i in items}.values())
     if len({item.name for item in items}) < len(items):
         raise PevlError(f"{store}: two clips have one name; a store needs a name for each.")
     detector = PoseDetector(weights, device=device)

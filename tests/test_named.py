@@ -21,6 +21,7 @@ from pevl_cli.datasets.named import READERS, known_name, read_named
 from pevl_cli.datasets.smarthome import CROSS_VIEW_LABELS
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import bundled_labels
+from pevl_cli.recorded import read_recorded
 
 VIDEO_ID, EVENT = "-abcdefghi_", "E_000010_000040"
 INSTANCES = [f"{VIDEO_ID}_{EVENT}_A_{s:04d}_{s + 2:04d}" for s in (0, 2, 4, 6)]
@@ -28,9 +29,9 @@ INSTANCES = [f"{VIDEO_ID}_{EVENT}_A_{s:04d}_{s + 2:04d}" for s in (0, 2, 4, 6)]
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of a running square, to be linked wherever a video is wanted."""
+    """Ten seconds of a running square, to be put wherever a video is wanted."""
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    return write_video(path, [picture(40 + 2 * i) for i in range(50)])
+    return write_video(path, [picture(40 + 2 * i) for i in range(100)], fps=10)
 
 
 def put(film: Path, *places: Path) -> None:
@@ -139,6 +140,7 @@ def actions(root: Path, film: Path) -> None:
 
 def test_actions_are_split_by_their_number(tmp_path: Path, film: Path) -> None:
     actions(tmp_path, film)
+    put(film, tmp_path / "youtube" / "abcdefghijk.mp4")
     manifest = read_named("haa500", tmp_path)
     items = by_name(manifest)
     assert Counter(i.split for i in manifest.items) == manifest.official
@@ -216,8 +218,10 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_from_the_folder_to_figures(name: str, tmp_path: Path, film: Path) -> None:
-    """Check, poses (where the set brings them), one step of training, benchmark."""
+def test_from_the_folder_to_figures(
+    name: str, tmp_path: Path, film: Path, pose_weights: Path
+) -> None:
+    """Check, poses, one step of training, benchmark."""
     root = tmp_path / "downloaded"
     root.mkdir()
     MAKERS[name](root, film)  # type: ignore[operator]
@@ -231,12 +235,14 @@ def test_from_the_folder_to_figures(name: str, tmp_path: Path, film: Path) -> No
         assert {row["name"] for row in csv.DictReader(file)} == expected
     if name.startswith("gym"):  # one instance of two in train: its whole video is needed
         put(film, root / "events" / f"{VIDEO_ID}_{EVENT}.mp4")
-        info = next(root.rglob("finegym_annotation_info_v1.0.json"))
-        text = info.read_text().replace("2.1", "0.1").replace("4.25", "1.5")
-        info.write_text(text.replace("4.5", "0.5").replace("6.75", "1.75"))
-    poses = ["--no-pose"]
-    if name == "smarthome-cs":
-        poses = []
+    store = tmp_path / "poses.npz"
+    line = ["pose", name, "--root", str(root), "--store", str(store), "--device", "cpu"]
+    said = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
+    assert said.exit_code == 0, said.output
+    there = {i.name for i in read_named(name, root).items if i.there}
+    assert set(read_recorded(store).names) == there
+    # Nobody is in these films; one set brings poses of its own.
+    poses = [] if name == "smarthome-cs" else ["--poses", str(store)]
     out = tmp_path / "run"
     small = ["width=32", "embed_dim=16", "text_width=16", "vocab_size=300", "image_size=32"]
     given = [f"model.{s}" for s in small] + ["optim.min_steps=1", "run.tracker=none"]
