@@ -383,7 +383,9 @@ def _tracker(name: str, folder: Path) -> Any:
 
         if name == "wandb":
             return loggers.WandbLogger(save_dir=folder, project="pevl", name=folder.name)
-        return loggers.MLFlowLogger(experiment_name="pevl", run_name=folder.name)
+        # MLflow no longer writes plain folders; a server of one's own is named by its variable.
+        server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        return loggers.MLFlowLogger("pevl", folder.name, server)
     except ImportError as error:
         raise PevlError(f"run.tracker {name}: pip install lightning {name} first.") from error
 

@@ -496,6 +496,30 @@ def test_unseen_frames_are_left_out_of_the_mean() -> None:
     assert F.cosine_similarity(scaled, features.pose[:1]) > 0.97
 
 
+def test_without_pose_layers_a_frame_knows_only_its_neighbours() -> None:
+    """Two convolutions over five frames each reach four frames; attention reaches all."""
+    both = {"pose_features": "body", "p2v": True, "v2p": False}
+    batch = tiny_batch(1)
+    assert batch.joints is not None
+    moved = batch.joints.clone()
+    moved[:, -1, :, :2] = moved[:, -1, :, :2].flip(-1)  # as large as before
+    for layers, frames in ((0, list(range(S - 5, S))), (1, list(range(S))), (None, list(range(S)))):
+        model = tiny_model(pose_layers=layers, **both)
+        assert len(model.pose_adapters) == (2 if layers is None else layers)
+        a, b = (features_of(model, Batch(batch.frames, j)).frames for j in (batch.joints, moved))
+        assert a is not None and b is not None
+        changed = (a - b).abs().amax((0, 2)).gt(1e-5).nonzero().flatten().tolist()
+        assert changed == frames
+    # Where the joints are still guides the video.
+    model = tiny_model(pose_layers=0, **both)
+    v, w = (features_of(model, Batch(batch.frames, j)).video for j in (batch.joints, moved))
+    assert v is not None and w is not None and not torch.equal(v, w)
+    with pytest.raises(ValidationError, match="pose_layers must be from 0 to 2"):
+        tiny_config(pose_layers=3)
+    with pytest.raises(ValidationError, match="only pose_features 'body'"):
+        tiny_config(pose_layers=0, pose_features="xy")
+
+
 def test_the_largest_of_the_seen_frames_makes_the_pose() -> None:
     """Frames in which nobody is seen are there too, and count for nothing."""
     model = tiny_model(pose_pool="max", video=False, similarities=("ps",))

@@ -30,6 +30,7 @@ _SIZES: dict[str, Any] = {
     # Not sizes, but what shall not change with `mini`.
     "video_temporal": True,
     "pose_pool": "mean",
+    "pose_layers": None,
     "dropout": 0.0,
     "quick_gelu": True,
     "semantic_loss": True,

@@ -43,6 +43,7 @@ class ModelConfig(BaseModel):
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
+    pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
     pose_features: Literal["xy", "body"] = "xy"
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
@@ -84,6 +85,10 @@ class ModelConfig(BaseModel):
             raise ValueError("heads must divide width")
         if self.stem == "conv3d" and self.patch_size != 16:
             raise ValueError("the conv3d stem makes patches of 16 pixels")
+        if not 0 <= self.used_pose_layers <= self.layers:
+            raise ValueError(f"pose_layers must be from 0 to {self.layers}")
+        if self.pose and not self.used_pose_layers and self.pose_features != "body":
+            raise ValueError("without pose_layers only pose_features 'body' tells of the joints")
         if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
             raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
@@ -98,6 +103,10 @@ class ModelConfig(BaseModel):
             "concat": self.video and self.pose,
         }
         return tuple(s for s in self.similarities if needs[s])
+
+    @property
+    def used_pose_layers(self) -> int:
+        return self.layers if self.pose_layers is None else self.pose_layers
 
     @property
     def grid(self) -> int:
@@ -137,6 +146,9 @@ CONFIGS = {
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",
+        # Attention over joints learns the people of a few hundred clips by heart, see
+        # benchmarks/README.md; the convolutions of "body" do not.
+        pose_layers=0,
         pose_pool="max",
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.

@@ -185,7 +185,7 @@ class PeVL(nn.Module):
         if config.pose:
             self.pose_embedding = PoseEmbedding(config)
             self.pose_adapters = _adapters(
-                config.layers if config.pose_adapters else 0,
+                config.used_pose_layers if config.pose_adapters else 0,
                 ("time", "attention", "mlp"),
                 width,
                 quarter,
@@ -300,12 +300,14 @@ class PeVL(nn.Module):
         if joints is not None:
             joints = joints.to(self.pose_embedding.joint.weight.dtype)
             pose = self.pose_embedding(joints).to(self.visual.proj.dtype)
-            for i, (block, adapters) in enumerate(
-                zip(blocks, _pairs(self.pose_adapters, config.layers), strict=True)
+            count = config.used_pose_layers
+            flat = rearrange(pose, "n s g d -> (n s) g d")
+            for block, adapters in zip(
+                blocks[:count], _pairs(self.pose_adapters, count), strict=True
             ):
                 pose, flat = self._maybe_again(self._pose_block, block, adapters, pose)
-                if i == config.layers - 1 and frames is not None:
-                    body = self._weigh_body(block, flat, joints)
+            if frames is not None:
+                body = self._weigh_body(blocks[count - 1], flat, joints)
         if frames is None:
             return None, pose, None
         n, t = frames.shape[:2]
