@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pevl_cli.settings import load_settings
+from pevl_cli.settings import POSES_ALONE, load_settings
 from pevl_cli.train import train
 
 STILL = {"augment.turn_deg": 0.0, "augment.scale": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "as shipped": {},
     "with the temporal adapter": {"model.video_temporal": True},
+    "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSES_ALONE.items()},
     "without turning and scaling": STILL,
     "without joint noise and dropout": {"augment.joint_noise": 0.0, "augment.joint_loss": 0.0},
     "without temporal speed": {"augment.shortest": 1.0},
@@ -47,14 +48,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for seed in arguments.seeds:
         for row in arguments.rows:
-            target = arguments.out / f"{row.replace(' ', '_').replace(':', '')}-{seed}.json"
+            target = arguments.out / f"{row.replace(' ', '_').replace(',', '')}-{seed}.json"
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(json.dumps(measure(arguments, ROWS[row], seed, target)))
                 print(target.name, target.read_text(), flush=True)
     print(f"{'':36} {'top-1':>14} {'mean class':>14}  seeds")
     for row in ROWS:
-        name = row.replace(" ", "_").replace(":", "")
+        name = row.replace(" ", "_").replace(",", "")
         found = [json.loads(f.read_text()) for f in sorted(arguments.out.glob(f"{name}-*.json"))]
         if found:
             both = [[r[key] for r in found] for key in ("top1", "mean_class")]

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from pevl_cli import recognise
 from pevl_cli.clips import Clips, LeftOut
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluate import Accuracy, accuracy, similarities
 from pevl_cli.labels import LabelSet
+from pevl_cli.model import checkpoint
 from pevl_cli.recorded import RecordedPoses
 
 CLIPS_AT_ONCE = 16
@@ -40,7 +43,7 @@ class Outcome:
 def benchmark(
     manifest: Manifest,
     recogniser: recognise.Recogniser,
-    checkpoint: str,
+    checkpoint_name: str,
     poses: RecordedPoses | None = None,
     split: str | None = None,
     views: int = 1,
@@ -55,7 +58,7 @@ def benchmark(
     if not listed:
         known = sorted({item.split for item in manifest.items})
         raise UsageError(f"{manifest.source}: has no split '{split}', but {', '.join(known)}.")
-    labels = fitting_labels(manifest, recogniser.labels, checkpoint)
+    labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
     config = recogniser.model.config
     items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
     clips = Clips(items, labels.names, config, recogniser.detector, 0, poses)
@@ -80,14 +83,12 @@ def benchmark(
             f"{manifest.source}: none of the {len(listed)} clips of split '{split}' can be read"
             f"{why}"
         )
-    import torch
-
     bad = {c.item for c in left_out}
     readable = [item for item in items if item not in bad]
     return Outcome(
-        dataset=manifest.name or str(manifest.source),
+        dataset=manifest.title,
         split=split,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint_name,
         accuracy=accuracy(torch.cat(rows), labels_of, labels.names),
         left_out=left_out,
         incomplete=manifest.incomplete(readable, (split,)),
@@ -95,7 +96,15 @@ def benchmark(
     )
 
 
-def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint: str) -> LabelSet:
+def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bool:
+    """Whether a checkpoint was trained on this split of a data set of this name."""
+    training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
+    if training.get("data") != manifest.title:
+        return False
+    return split == "train" or (split == "val" and bool(training.get("all_clips")))
+
+
+def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
     """The labels to choose among: the checkpoint's, if the data set's are among them.
 
     PevlError shows the first that differs. Where labels are numbers (a pickle's), their order has
@@ -110,7 +119,7 @@ def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint: str) 
             b = ours[i] if i < len(ours) else "(none)"
             if a != b:
                 raise PevlError(
-                    f"label {i} is '{a}' in {manifest.source.name} and '{b}' in {checkpoint}: "
+                    f"label {i} is '{a}' in {manifest.source.name} and '{b}' in {checkpoint_name}: "
                     "the same label file is needed for both."
                 )
         return known
@@ -119,7 +128,7 @@ def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint: str) 
         if name in used and name not in ours:
             raise PevlError(
                 f"label {i} of {manifest.name or manifest.source}, '{name}', is none of the "
-                f"{len(ours)} labels of {checkpoint} (whose label {min(i, len(ours) - 1)} is "
+                f"{len(ours)} labels of {checkpoint_name} (whose label {min(i, len(ours) - 1)} is "
                 f"'{ours[min(i, len(ours) - 1)]}')."
             )
     return known

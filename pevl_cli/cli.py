@@ -649,6 +649,8 @@ def benchmark(
     if output is not None:
         _write(json.dumps(outcome.as_dict(), indent=1), output)
     _print_outcome(outcome)
+    if measuring.seen_in_training(outcome.split, manifest, checkpoint):
+        _warn("the checkpoint was trained on these clips: the figures say nothing of new ones")
 
 
 data = typer.Typer(

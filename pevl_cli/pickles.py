@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def read_pickle(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]
 
     Reads numpy arrays and plain containers only: PevlError names anything else that is asked for.
     """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise PevlError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
+    return _read(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # a data set of poses is read as a list of clips, and again as their poses
+def _read(path: Path, _size: int, _time: int) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     try:
         with path.open("rb") as file:
             content = _Unpickler(file).load()

@@ -123,6 +123,7 @@ class RecordedPoses:
     def __init__(self, source: Path, entries: dict[str, Callable[[], Recording]]) -> None:
         self.source = source
         self._entries = entries
+        self._digest: str | None = None
         last: dict[str, str | None] = {}  # by the last part of a name, where that is unique
         for name in entries:
             key = name.rpartition("/")[2]
@@ -153,10 +154,14 @@ class RecordedPoses:
 
     def digest(self) -> str:
         """By which to know that poses are the same: of a file's content, of a folder's list."""
-        if self.source.is_file():
-            return file_digest(self.source)
-        listed = sorted((p.name, p.stat().st_mtime_ns) for p in self.source.rglob("*.json"))
-        return f"{zlib.crc32(repr(listed).encode()):08x}"
+        if self._digest is None:
+            if self.source.is_file():
+                self._digest = file_digest(self.source)
+            else:
+                files = (p for p in self.source.rglob("*") if p.suffix in SUFFIXES)
+                listed = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+                self._digest = f"{zlib.crc32(repr(listed).encode()):08x}"
+        return self._digest
 
 
 def read_recorded(source: str | Path, layout: str | None = None) -> RecordedPoses:

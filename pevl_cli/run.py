@@ -25,7 +25,10 @@ from pevl_cli.settings import TrainSettings
 STATE, OLDER_STATE = "state.pt", "state.older.pt"
 REPLACED_STATE = "state.replaced.pt"  # of a run that another one was begun over
 # Of settings: what may differ when a run is continued, as it changes no weight.
-FREE = {"run": {"device", "out", "tracker", "save_minutes"}, "data": {"workers", "cache_gb"}}
+FREE = {
+    "run": {"device", "out", "tracker", "save_minutes"},
+    "data": {"workers", "cache_gb", "check"},
+}
 
 
 def has_state(folder: Path) -> bool:

@@ -152,6 +152,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 
+# Of a new `mini` that sees poses alone. Attention over joints learns the people of a few hundred
+# clips by heart, and the maximum finds the moment that tells strokes apart: benchmarks/README.md.
+POSES_ALONE = {"pose_layers": 0, "pose_pool": "max"}
+
 
 def load_settings(
     config: str | Path | None = None,
@@ -186,11 +190,19 @@ def load_settings(
     if base is not None and name != base.name:
         raise UsageError(f"init: is a checkpoint of config '{base.name}', not '{name}'.")
     start = base or CONFIGS[name]
+    if base is None and isinstance(model, dict) and model.get("video") is False:
+        start = for_poses_alone(start)
     tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, said)
     try:
         return TrainSettings.model_validate(tree)
     except ValidationError as error:
         raise UsageError(_told(error)) from error
+
+
+def for_poses_alone(config: ModelConfig) -> ModelConfig:
+    """The config of a new model that sees no video."""
+    usual = config.name in PRESETS and config.pose_features == "body"
+    return config.model_copy(update={"video": False, **(POSES_ALONE if usual else {})})
 
 
 def read_data(data: DataSettings, seed: int) -> Manifest:

@@ -54,7 +54,13 @@ from pevl_cli.model.pevl import Batch, Features, PeVL
 from pevl_cli.pose import PoseDetector
 from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, collate
-from pevl_cli.settings import Augmentation, TrainSettings, load_settings, read_data
+from pevl_cli.settings import (
+    Augmentation,
+    TrainSettings,
+    for_poses_alone,
+    load_settings,
+    read_data,
+)
 from pevl_cli.skeletons import LAYOUTS, to_layout
 
 # More clips than this are not all decoded before training begins; see `data.check`.
@@ -192,7 +198,6 @@ def fitted(
     """Settings with a model that takes what there is: no video where none is on disk, and joints
     of the recorded poses' layout where the usual one cannot be had from it.
     """
-    changes: dict[str, object] = {}
     config = settings.model
     if not manifest.has_videos:
         if poses is None:
@@ -200,8 +205,8 @@ def fitted(
                 f"{manifest.source}: none of its {len(manifest.items):,} clips has a video on disk"
                 + (", and --no-pose leaves no poses." if manifest.poses else ", nor poses.")
             )
-        if settings.init is None:
-            changes["video"] = False
+        if settings.init is None and config.video:
+            config = for_poses_alone(config)
     if poses is not None and len(poses):
         layout = poses.layout()
         try:
@@ -209,10 +214,9 @@ def fitted(
         except PevlError:
             if settings.init is not None:
                 raise
-            changes |= {"layout": layout, "joints": len(LAYOUTS[layout].names)}
-    if not changes:
-        return settings
-    return settings.model_copy(update={"model": config.model_copy(update=changes)})
+            joints = len(LAYOUTS[layout].names)
+            config = config.model_copy(update={"layout": layout, "joints": joints})
+    return settings.model_copy(update={"model": config})
 
 
 def usable(items: Sequence[Item], poses: RecordedPoses | None) -> list[Item]:
@@ -849,12 +853,11 @@ def _facts(
     val_clips: Clips,
 ) -> dict[str, object]:
     """What a checkpoint tells of its making."""
-    source = manifest.source
     return {
         "pevl": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.run.device}",
-        "data": manifest.name or (source.parent.name if source.is_file() else source.name),
+        "data": manifest.title,
         "data_hash": run.data_hash(manifest),
         "train_clips": len(train_clips),
         "val_clips": len(val_clips),
@@ -863,6 +866,7 @@ def _facts(
         "augment": settings.augment.model_dump(),
         "seed": settings.run.seed,
         "shots": settings.data.shots,
+        "all_clips": settings.data.all_clips,
         "pose_weights": detector.digest() if detector is not None else None,
         "poses": poses.digest() if poses is not None else None,
     }

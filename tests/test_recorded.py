@@ -426,6 +426,7 @@ def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) 
     assert said.exit_code == 0, said.output
     config = json.loads((out / "best" / "config.json").read_text())["model"]
     assert (config["layout"], config["video"]) == ("jhmdb15", False)
+    assert (config["pose_layers"], config["pose_pool"]) == (0, "max")
     figures = tmp_path / "f.json"
     line = ["benchmark", "--dataset", str(file), "--checkpoint", str(out / "best")]
     said = CliRunner().invoke(app, [*line, "--device", "cpu", "--output", str(figures)])
@@ -433,6 +434,9 @@ def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) 
     outcome = json.loads(figures.read_text())
     assert outcome["split"] == "test" and outcome["accuracy"]["count"] == 4
     assert outcome["accuracy"]["top1"] == 1.0
+    assert "trained on these clips" not in said.output
+    said = CliRunner().invoke(app, [*line, "--split", "train", "--device", "cpu"])
+    assert "trained on these clips" in said.output
     (tmp_path / "other.txt").write_text("lower half\nupper half\n")
     said = CliRunner().invoke(app, [*line, "--labels", str(tmp_path / "other.txt")])
     assert "label 0 is 'lower half' in halves.pkl and 'upper half' in" in str(said.exception)

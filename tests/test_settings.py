@@ -112,3 +112,13 @@ def test_every_option_can_be_named() -> None:
 
     settings: TrainSettings = load_settings("mini", DATA)
     assert flat(settings.model_dump()) == set(keys)
+
+
+def test_a_new_mini_without_video_reads_poses_in_its_own_way() -> None:
+    alone = load_settings("mini", {"data.dataset": ".", "model.video": False}).model
+    assert (alone.pose_layers, alone.pose_pool) == (0, "max")
+    chosen = {"data.dataset": ".", "model.video": False, "model.pose_pool": "mean"}
+    assert load_settings("mini", chosen).model.pose_pool == "mean"
+    for name, given in (("mini", {}), ("vit-b-16", {"model.video": False})):
+        other = load_settings(name, {"data.dataset": ".", **given}).model
+        assert (other.pose_layers, other.pose_pool) == (None, "mean")

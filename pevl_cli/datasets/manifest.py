@@ -58,6 +58,10 @@ class Manifest:
     poses: Path | None = None  # that come with it
 
     @property
+    def title(self) -> str:
+        return self.name or (self.source.parent if self.source.is_file() else self.source).name
+
+    @property
     def has_videos(self) -> bool:
         return any(item.there for item in self.items)
 

@@ -146,10 +146,6 @@ CONFIGS = {
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",
-        # Attention over joints learns the people of a few hundred clips by heart, see
-        # benchmarks/README.md; the convolutions of "body" do not.
-        pose_layers=0,
-        pose_pool="max",
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.
         semantic_loss=False,
