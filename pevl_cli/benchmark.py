@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pevl_cli import recognise
+from pevl_cli import recognise, run
 from pevl_cli.clips import Clips, LeftOut
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
@@ -53,13 +53,19 @@ def benchmark(
 
     PevlError when labels do not fit or no clip can be read.
     """
-    split = split or next((s for s in (manifest.tested, "val") if manifest.of(s)), manifest.tested)
-    listed = manifest.of(split)
+    config = recogniser.model.config
+    if not config.video and recogniser.detector is None and poses is None:
+        raise UsageError(f"{checkpoint_name}: looks at poses only, and cannot do without them.")
+    if split is None and manifest.drawn and not trained_on(manifest, checkpoint_name):
+        split, listed = "all", list(manifest.items)  # nobody said that some are for training
+    else:
+        usual = (s for s in (manifest.tested, "val") if manifest.of(s))
+        split = split or next(usual, manifest.tested)
+        listed = manifest.of(split)
     if not listed:
         known = sorted({item.split for item in manifest.items})
         raise UsageError(f"{manifest.source}: has no split '{split}', but {', '.join(known)}.")
     labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
-    config = recogniser.model.config
     items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
     clips = Clips(items, labels.names, config, recogniser.detector, 0, poses)
     texts = recogniser.encode(labels)
@@ -91,9 +97,15 @@ def benchmark(
         checkpoint=checkpoint_name,
         accuracy=accuracy(torch.cat(rows), labels_of, labels.names),
         left_out=left_out,
-        incomplete=manifest.incomplete(readable, (split,)),
+        incomplete=manifest.incomplete(readable, () if split == "all" else (split,)),
         views=views,
     )
+
+
+def trained_on(manifest: Manifest, checkpoint_name: str) -> bool:
+    """Whether it is the very data set, with the same splits, that a checkpoint was trained on."""
+    training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
+    return training.get("data_hash") == run.data_hash(manifest)
 
 
 def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bool:

@@ -97,6 +97,10 @@ Poses = Annotated[
         help="Poses found before: a store of `pevl pose`, a PYSKL pickle, or a folder of JSON."
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="What the joints of --poses are, where their number does not tell."),
+]
 NoPose = Annotated[bool, typer.Option("--no-pose", help="Look at the pictures only.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Videos = Annotated[
@@ -236,6 +240,7 @@ def pose(
     clip: Annotated[
         str | None, typer.Option(help="Which clip of a file of recorded poses.")
     ] = None,
+    layout: Layout = None,
     pose_weights: PoseWeights = None,
     device: Device = "auto",
     output: Output = None,
@@ -251,15 +256,19 @@ def pose(
     _check_output(output)
     _check_output(draw)
     if store is not None or export is not None:
+        if draw is not None or start is not None or end is not None or clip is not None:
+            raise UsageError(
+                "--draw, --start, --end and --clip go with one video, not with --store."
+            )
         _keep_poses(
             *(videos, root, store, export, shard, processes, ray),
             *(pose_weights, device, frames, output),
         )
         return
-    if root is not None or shard is not None or ray:
-        raise UsageError("--root, --shard and --ray go with --store FILE.npz or --export.")
+    if root is not None or shard is not None or ray or processes > 1:
+        raise UsageError("--root, --shard, --processes and --ray go with --store FILE.npz.")
     if len(videos) == 1 and Path(videos[0]).suffix in {".npz", ".json", ".pkl", ".pickle"}:
-        _write(json.dumps([_recorded(Path(videos[0]), clip, draw)]), output)
+        _write(json.dumps([_recorded(Path(videos[0]), clip, draw, layout)]), output)
         return
     paths = find_videos(videos)
     _check_there(paths)
@@ -287,14 +296,16 @@ def pose(
     _end_batch(failed, len(paths))
 
 
-def _recorded(path: Path, clip: str | None, draw: Path | None) -> dict[str, Any]:
+def _recorded(
+    path: Path, clip: str | None, draw: Path | None, layout: str | None
+) -> dict[str, Any]:
     """The actor of one clip of a file of poses, drawn over an empty frame if wanted."""
     from pevl_cli import report
     from pevl_cli.recorded import read_recorded
 
     if draw is not None:
         report.check_drawing(draw)
-    poses = read_recorded(path)
+    poses = read_recorded(path, layout)
     if clip is None and len(poses) > 1:
         raise UsageError(
             f"{path}: holds {len(poses)} clips, such as {', '.join(poses.names[:3])}; name one "
@@ -327,6 +338,8 @@ def _keep_poses(
     """All poses of a data set, or of some videos, into a store."""
     if export is not None and output is None:
         raise UsageError("--export needs --output FILE.pkl.")
+    if export is not None and output is not None and output.suffix not in {".pkl", ".pickle"}:
+        raise UsageError(f"--output {output}: the name must end in .pkl.")
     if store is None:
         assert output is not None
         store = output.with_suffix(".npz")
@@ -390,7 +403,7 @@ def _clips_to_keep(names: list[str], root: Path | None) -> tuple[Manifest | None
         try:
             manifest = read_manifest(first)
         except PevlError:
-            if not first.is_dir():
+            if not first.is_dir() or (first / "manifest.csv").exists():
                 raise
         else:
             return manifest, list(manifest.items)
@@ -474,6 +487,7 @@ def train(
     fold: Annotated[
         str | None, typer.Option(help="Which split of a pickle with several: 1, xsub, ...")
     ] = None,
+    layout: Layout = None,
     all_clips: Annotated[
         bool,
         typer.Option(
@@ -529,6 +543,7 @@ def train(
         "data.root": root,
         "data.poses": poses,
         "data.fold": fold,
+        "data.layout": layout,
         "data.all_clips": all_clips or None,
         "data.labels": labels,
         "data.shots": shots,
@@ -568,7 +583,10 @@ def train(
 
     if settings.init is not None:
         settings = training.settings_for(named, said, assign or ())
-    settings = training.fitted(settings, manifest, training.recorded_poses(settings, manifest))
+    recorded = training.recorded_poses(settings, manifest)
+    settings = training.fitted(settings, manifest, recorded)
+    if first and recorded is not None:
+        _warn_of_no_poses(training.without_poses(manifest.items, recorded), recorded.source)
     if dry_run:
         from pevl_cli.plan import make_plan
 
@@ -601,6 +619,7 @@ def benchmark(
         str | None, typer.Option(help="Label file of the data set, where it has numbers only.")
     ] = None,
     fold: Annotated[str | None, typer.Option(help="Of a pickle with several splits.")] = None,
+    layout: Layout = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP weights of the checkpoint: NAME:TAG or a file.")
     ] = None,
@@ -625,15 +644,23 @@ def benchmark(
         raise UsageError(f"--split {split}: train, val or test is needed.")
     _check_output(output)
     _check_weights(pose_weights, no_pose or poses is not None)
-    data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold)
-    manifest = read_data(data, 0)
 
     from pevl_cli import benchmark as measuring
     from pevl_cli import recognise
+    from pevl_cli import train as training
+    from pevl_cli.model import checkpoint as checkpoints
     from pevl_cli.recorded import read_recorded
 
+    # Clips that were held out are found again as they were drawn.
+    made = checkpoints.read_facts(checkpoints.find(checkpoint)).training
+    drawn = {"hold_out": made["hold_out"]} if "hold_out" in made else {}
+    data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold, **drawn)
+    manifest = read_data(data, int(made.get("seed", 0)))
+    for warning in manifest.warnings:
+        _warn(warning)
     source = poses or (manifest.poses if pose_weights is None else None)
-    recorded = None if source is None or no_pose else read_recorded(source)
+    recorded = None if source is None or no_pose else read_recorded(source, layout)
+    _warn_of_no_poses(training.without_poses(manifest.items, recorded), source)
     recogniser = recognise.load(
         checkpoint,
         clip,
@@ -665,6 +692,11 @@ app.add_typer(data, name="data")
 def check_data(
     name: Annotated[str, typer.Argument(help="A data set's name, folder or CSV.")],
     root: Root = None,
+    poses: Poses = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label file of the data set, where it has numbers only.")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="Of a pickle with several splits.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a CSV of the missing clips here.")
     ] = None,
@@ -680,29 +712,40 @@ def check_data(
     from pevl_cli.settings import DataSettings, read_data
 
     _check_output(output)
-    manifest = read_data(DataSettings(dataset=Path(name), root=root), 0)
+    data = DataSettings(dataset=Path(name), root=root, labels=labels, fold=fold)
+    manifest = read_data(data, 0)
+    source = poses or manifest.poses
+    recorded = None
+    if source is not None:
+        from pevl_cli.recorded import read_recorded
+
+        recorded = read_recorded(source)
     for warning in manifest.warnings:
         _warn(warning)
     table = Table(title=manifest.name or name, title_justify="left")
     table.add_column("split")
-    for column in ("official", "listed", "own clip", "in a longer video", "missing"):
+    columns = ("official", "listed", "own clip", "in a longer video", "poses", "missing")
+    for column in columns:
         table.add_column(column, justify="right")
-    missing = []
+    missing: list[Item] = []
     for split in SPLITS:
         items = manifest.of(split)
         if not items and split not in manifest.official:
             continue
         there = [i for i in items if i.there and i.path.exists()]
-        missing += [i for i in items if not i.there or not i.path.exists()]
+        posed = [i for i in items if recorded is not None and recorded.find(i.name) is not None]
+        found = {*there, *posed}
+        gone = [i for i in items if i not in found]
+        missing += gone
         cut = sum(i.start_s is not None for i in there)
         official = manifest.official.get(split)
-        cells = (len(items), len(there) - cut, cut, len(items) - len(there))
+        cells = (len(items), len(there) - cut, cut, len(posed), len(gone))
         table.add_row(
             split, "" if official is None else f"{official:,}", *(f"{n:,}" for n in cells)
         )
     Console().print(table)
-    if manifest.poses is not None:
-        print(f"its poses: {manifest.poses}")
+    if source is not None:
+        print(f"poses: {source}")
     if output is not None:
         from pevl_cli.datasets.manifest import write_missing
 
@@ -710,6 +753,11 @@ def check_data(
         print(f"{len(missing)} missing clips are listed in {output}")
     elif missing:
         print(f"missing, for example: {missing[0].name or missing[0].path}; all with --output")
+
+
+def _warn_of_no_poses(count: int, source: Path | None) -> None:
+    if count:
+        _warn(f"{count} clips have no poses in {source}; they are judged by their pictures alone")
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -763,7 +811,13 @@ def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
     if out is not None:
         found = [out / "settings.yaml"]
     elif dataset is not None:
-        found = sorted(Path("runs").glob(f"{dataset.resolve().stem}-*/settings.yaml"))
+        from pevl_cli.datasets.named import known_name
+
+        named = known_name(dataset)
+        title = named if named and not dataset.exists() else dataset.resolve().stem
+        configs = "mini", "vit-b-16", "vit-l-14"
+        found = [Path("runs") / f"{title}-{config}" / "settings.yaml" for config in configs]
+        found = [file for file in found if file.is_file()]
     else:
         raise UsageError("--resume: name the run's folder with --out.")
     if len(found) > 1:

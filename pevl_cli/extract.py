@@ -13,7 +13,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +32,13 @@ from pevl_cli.cache import write_aside
 from pevl_cli.datasets.manifest import Item
 from pevl_cli.errors import PevlError
 from pevl_cli.pose import PoseDetector
-from pevl_cli.recorded import STORE_FACTS
+from pevl_cli.recorded import READING, STORE_FACTS
 from pevl_cli.video import part_of, read_timeline, sample_clip
 
 SAMPLED_FRAMES = 48
 ARRAYS = ("joints", "boxes", "size")
+# What reading a damaged file raises.
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *READING)
 
 
 @dataclass
@@ -115,6 +116,11 @@ def extract(
     items = list({(i.name, i.path, i.start_s, i.end_s): i for i in items}.values())
     if len({item.name for item in items}) < len(items):
         raise PevlError(f"{store}: two clips have one name; a store needs a name for each.")
+    summary = Summary()
+    for item in items:
+        if not item.name.isprintable() or not _encodes(item.name):
+            summary.failed[ascii(item.name)] = "its name cannot be written; rename the file."
+    items = [item for item in items if ascii(item.name) not in summary.failed]
     detector = PoseDetector(weights, device=device)
     made_by = {
         "weights": detector.digest(),
@@ -127,7 +133,6 @@ def extract(
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{parts}: cannot be written ({error.strerror}).") from error
-    summary = Summary()
     stamps = {item.name: _stamp(item) for item in items}
     _unpack(store, parts, made_by, stamps)
     todo = []
@@ -170,8 +175,19 @@ def extract(
                 with z.open(f"{name}/{key}.npy", "w") as file:
                     np.lib.format.write_array(file, arrays[key], allow_pickle=False)
     summary.clips = len(names)
-    shutil.rmtree(parts, ignore_errors=True)
+    for item in items:  # not what another run of other clips keeps there
+        _part(parts, item.name, made_by, stamps).unlink(missing_ok=True)
+    with suppress(OSError):
+        parts.rmdir()
     return summary
+
+
+def _encodes(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stamp(item: Item) -> list[object]:
@@ -193,7 +209,7 @@ def _read_part(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         return None
 
 
@@ -204,12 +220,18 @@ def _unpack(
     try:
         with zipfile.ZipFile(store) as z:
             about = json.loads(z.read(STORE_FACTS))
+            others = about["clips"].keys() - stamps.keys()
+            if others:
+                raise PevlError(
+                    f"{store}: holds {len(others)} clips that are not asked for, such as "
+                    f"'{min(others)}'; name another --store, or remove that file first."
+                )
             if any(about.get(key) != value for key, value in made_by.items()):
                 return
             for name, stamp in about["clips"].items():
-                if stamp != stamps.get(name):
+                if stamp != stamps[name]:
                     continue
-                with suppress(ValueError, KeyError, zipfile.BadZipFile, zlib.error, OSError):
+                with suppress(*DAMAGED):
                     arrays = []
                     for key in ARRAYS:
                         with z.open(f"{name}/{key}.npy") as file:
@@ -219,7 +241,7 @@ def _unpack(
                         temporary.open("wb") as out,
                     ):
                         _pack(out, *arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except DAMAGED:
         return  # none, or damaged: found again
 
 

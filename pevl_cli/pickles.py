@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,21 +14,65 @@ import numpy as np
 from pevl_cli.cache import write_aside
 from pevl_cli.errors import PevlError
 
-# What a pickle of poses may be made of; all else could run code.
-ALLOWED = {
-    *(
-        (f"numpy.{core}.multiarray", n)
-        for core in ("core", "_core")
-        for n in ("_reconstruct", "scalar")
-    ),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("_codecs", "encode"),
+# Kinds of numbers and text that arrays may hold; objects and records could forge pointers.
+PLAIN_KINDS = "biufSU"
+
+
+class _DType:
+    """Stands in for numpy.dtype, whose state a forged pickle could set to anything."""
+
+    def __init__(self, name: str, align: object = False, copy: object = False) -> None:
+        if not isinstance(name, str) or np.dtype(name).kind not in PLAIN_KINDS:
+            raise PevlError(f"it holds arrays of '{name}', which are not numbers")
+        self.real = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, subarray, names, fields, *_ = state
+        if subarray is not None or names is not None or fields is not None:
+            raise PevlError("it holds arrays of records, which are not numbers")
+        self.real = self.real.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """An array whose state is checked before numpy sees it."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _DType) or not isinstance(data, bytes):
+            raise PevlError("it holds an array of objects, which are not numbers")
+        super().__setstate__((version, shape, dtype.real, fortran, data))
+
+
+def _new_array(_class: object, _shape: object, _kind: object) -> _Array:
+    return np.ndarray.__new__(_Array, (0,), "b")
+
+
+def _new_scalar(dtype: _DType, data: bytes) -> Any:
+    return np.frombuffer(data, dtype.real, 1)[0]
+
+
+def _from_buffer(data: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype.real).reshape(shape, order=order)  # type: ignore[call-overload]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How old pickles hold bytes."""
+    return text.encode("latin1" if encoding == "latin1" else "ascii")
+
+
+# What a pickle of poses may ask for, and what it gets; all else could run code.
+ALLOWED: dict[tuple[str, str], object] = {
+    ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _new_array
+    ("numpy", "dtype"): _DType,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("_codecs", "encode"): _encode,
 }
+for _core in ("core", "_core"):
+    ALLOWED[f"numpy.{_core}.multiarray", "_reconstruct"] = _new_array
+    ALLOWED[f"numpy.{_core}.multiarray", "scalar"] = _new_scalar
+    ALLOWED[f"numpy.{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
 class _Unpickler(pickle.Unpickler):
@@ -37,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
                 f"it asks for {module}.{name}, which is not data: such a pickle can run any "
                 "program on this computer, and is not read"
             )
-        return super().find_class(module, name)
+        return ALLOWED[module, name]
 
 
 def read_pickle(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -61,16 +106,26 @@ def _read(path: Path, _size: int, _time: int) -> tuple[list[dict[str, Any]], dic
         raise PevlError(f"{path}: {error}.") from error
     except Exception as error:  # unpickling a damaged file raises almost anything
         raise PevlError(f"{path}: cannot be read as a pickle ({error or 'damaged'}).") from error
+    try:
+        return _checked(content, path)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise PevlError(f"{path}: not in PYSKL's form ({error}).") from error
+
+
+def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     splits: dict[str, list[str]] = {}
     if isinstance(content, dict) and "annotations" in content:
-        splits = {str(k): [str(n) for n in v] for k, v in dict(content.get("split", {})).items()}
+        splits = {str(k): [str(n) for n in v] for k, v in dict(content.get("split") or {}).items()}
         content = content["annotations"]
     if not isinstance(content, list) or not all(isinstance(a, dict) for a in content):
         raise PevlError(
             f"{path}: not in PYSKL's form: a dict of 'split' and 'annotations', or a list of "
             "annotations, is needed."
         )
+    if not content:
+        raise PevlError(f"{path}: there is no clip in it.")
     names = set()
+    plain = []
     for i, annotation in enumerate(content):
         absent = {"frame_dir", "keypoint"} - annotation.keys()
         if absent:
@@ -82,7 +137,10 @@ def _read(path: Path, _size: int, _time: int) -> tuple[list[dict[str, Any]], dic
         if name in names:
             raise PevlError(f"{path}: '{name}' stands in it twice.")
         names.add(name)
-    return content, splits
+        plain.append(
+            {k: v.view(np.ndarray) if isinstance(v, _Array) else v for k, v in annotation.items()}
+        )
+    return plain, splits
 
 
 def write_pickle(

@@ -555,7 +555,9 @@ def bridge(
             filled[a + 1 : b] = True
     if filled.any():
         boxes[filled] = _interpolate(times_s, boxes, seen)[filled]
-        joints[filled] = _interpolate(times_s, joints, seen)[filled]
+        # A joint that either sighting lacks has no way to go.
+        known = _interpolate(times_s, (joints[..., 2:] > 0).astype(np.float32), seen)[filled]
+        joints[filled] = _interpolate(times_s, joints, seen)[filled] * (known > 0.999)
     return filled
 
 

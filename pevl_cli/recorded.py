@@ -6,12 +6,14 @@ as for a video (`pose.choose_actor`). Only what is asked for is read; a pickle h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,6 +31,8 @@ from pevl_cli.skeletons import LAYOUTS, layout_of
 from pevl_cli.video import Clip
 
 SUFFIXES = {".pkl", ".pickle", ".npz", ".json"}
+# What reading content of an unexpected form raises.
+READING = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 # A gap in which the actor was not seen is filled up to this part of the clip.
 BRIDGE_SHARE = 0.1
 # The name that a JSON file bears beside that of its clip.
@@ -37,7 +41,10 @@ CLIP_SUFFIX = re.compile(r"_pose3d$|_keypoints$|_predictions$")
 
 @dataclass(frozen=True)
 class Recording:
-    """Everybody in one clip. ``people``: T frames of (P, J, 3) x_px, y_px, score."""
+    """Everybody in one clip. ``people``: T frames of (P, J, 3) x_px, y_px, score.
+
+    Width and height are 0 where nobody said how large the picture was.
+    """
 
     name: str
     people: Sequence[np.ndarray]
@@ -57,6 +64,17 @@ class Recording:
         people = [tracks[there[:, t], t] for t in range(tracks.shape[1])]
         return cls(name, people, layout, width, height, label)
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height that hold all joints, if the picture's are not known."""
+        if self.width and self.height:
+            return self.width, self.height
+        visible = [p[p[..., 2] > 0, :2].max(0) for p in self.people if (p[..., 2] > 0).any()]
+        if not visible:
+            return 640, 480
+        width, height = np.clip(np.max(visible, 0).astype(int) + 1, 16, 8192).tolist()
+        return width, height
+
     def actor(self) -> Actor:
         """The one person whom the model looks at, in all T frames."""
         count, joints_of = len(self.people), len(LAYOUTS[self.layout].names)
@@ -70,7 +88,7 @@ class Recording:
             boxes[seen] = _boxes(joints[seen])[:, :4] if self.boxes is None else self.boxes[seen]
         elif at_once:
             times = np.arange(count) / 25.0  # who moves most counts, not how fast
-            footage = Footage(times, self.width, self.height, 1.0, _no_frames)
+            footage = Footage(times, *self.canvas, 1.0, _no_frames)
             chosen = choose_actor(link([_sightings(p) for p in self.people]), footage)
             for t, box, pose in (
                 zip(chosen.frames, chosen.boxes, chosen.joints, strict=True) if chosen else ()
@@ -87,7 +105,8 @@ class Recording:
         middle_s = clip.times_s + 0.5 * span_s / max(clip.length, 1)  # of each frame's showing
         place = (middle_s - clip.start_s) / span_s * count - 0.5
         at = np.clip(np.round(place).astype(int), 0, count - 1)
-        scale = clip.width / self.width  # the estimator may have seen it in another size
+        # The estimator may have seen it in another size.
+        scale = clip.width / self.width if self.width else 1.0
         joints = whole.joints[at].copy()
         joints[..., :2] *= scale
         boxes, seen, bridged = whole.boxes[at] * scale, whole.seen[at], whole.bridged[at]
@@ -103,7 +122,8 @@ def _boxes(people: np.ndarray) -> np.ndarray:
     points, visible = people[..., :2], people[..., 2:] > 0
     low = np.where(visible, points, np.inf).min(-2)
     high = np.where(visible, points, -np.inf).max(-2)
-    return np.concatenate([low, high, people[..., 2].mean(-1, keepdims=True)], -1)
+    sure = people[..., 2].sum(-1) / np.maximum(visible[..., 0].sum(-1), 1)
+    return np.concatenate([low, high, sure[..., None]], -1)
 
 
 def _sightings(people: np.ndarray) -> Sightings:
@@ -120,9 +140,11 @@ def _valid(joints: np.ndarray) -> np.ndarray:
 class RecordedPoses:
     """The poses of many clips, by the clips' names."""
 
-    def __init__(self, source: Path, entries: dict[str, Callable[[], Recording]]) -> None:
+    def __init__(
+        self, source: Path, entries: dict[str, Callable[[], Recording]], layout: str | None = None
+    ) -> None:
         self.source = source
-        self._entries = entries
+        self._entries, self._layout = entries, layout
         self._digest: str | None = None
         last: dict[str, str | None] = {}  # by the last part of a name, where that is unique
         for name in entries:
@@ -138,29 +160,54 @@ class RecordedPoses:
         return list(self._entries)
 
     def find(self, name: str) -> str | None:
-        """Under which name a clip is recorded."""
-        if name in self._entries:
-            return name
-        return self._by_last.get(name.rpartition("/")[2])
+        """Under which name a clip is recorded: its own, or one that differs by outer folders."""
+        rest = name
+        while rest not in self._entries and "/" in rest:
+            rest = rest.partition("/")[2]
+        if rest in self._entries:
+            return rest
+        other = self._by_last.get(rest)
+        return other if other is not None and other.endswith(f"/{name}") else None
 
     def get(self, name: str) -> Recording | None:
         """A clip's recording, None if it has none; PevlError if that is damaged."""
         found = self.find(name)
-        return None if found is None else self._entries[found]()
+        if found is None:
+            return None
+        try:
+            recording = self._entries[found]()
+        except READING as error:
+            raise PevlError(f"{self.source}: '{name}' cannot be read ({error}).") from error
+        if not len(recording.people):
+            raise PevlError(f"{self.source}: '{name}' has no frames.")
+        return recording
 
     def layout(self) -> str:
-        """That of the first clip."""
-        return next(iter(self._entries.values()))().layout
+        """That of the first clip in which somebody is seen."""
+        if self._layout is not None:
+            return self._layout
+        layout = None
+        for name in self._entries:
+            with suppress(PevlError):
+                recording = self.get(name)
+                if recording is not None:
+                    layout = layout or recording.layout
+                    if any(len(p) for p in recording.people):
+                        return recording.layout
+        if layout is None:
+            raise PevlError(f"{self.source}: none of its {len(self)} clips can be read.")
+        return layout
 
     def digest(self) -> str:
         """By which to know that poses are the same: of a file's content, of a folder's list."""
         if self._digest is None:
             if self.source.is_file():
-                self._digest = file_digest(self.source)
+                content = file_digest(self.source)
             else:
                 files = (p for p in self.source.rglob("*") if p.suffix in SUFFIXES)
-                listed = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-                self._digest = f"{zlib.crc32(repr(listed).encode()):08x}"
+                listed = sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+                content = hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
+            self._digest = f"{content}{self._layout or ''}"
         return self._digest
 
 
@@ -180,19 +227,21 @@ def read_recorded(source: str | Path, layout: str | None = None) -> RecordedPose
         for store in sorted(source.glob("*.npz")):
             entries |= _entries_of_npz(store, layout)
         for file in sorted(source.rglob("*.json")):
-            entries[_clip_name(file)] = partial(read_json, file, layout)
+            place = file.relative_to(source).parent
+            entries[(place / _clip_name(file)).as_posix()] = partial(read_json, file, layout)
         if not entries:
             raise PevlError(f"{source}: there is no .json or .npz file with poses in this folder.")
-        return RecordedPoses(source, entries)
+        return RecordedPoses(source, entries, layout)
     if source.suffix == ".npz":
-        return RecordedPoses(source, _entries_of_npz(source, layout))
+        return RecordedPoses(source, _entries_of_npz(source, layout), layout)
     if source.suffix == ".json":
-        return RecordedPoses(source, {_clip_name(source): partial(read_json, source, layout)})
+        entries[_clip_name(source)] = partial(read_json, source, layout)
+        return RecordedPoses(source, entries, layout)
     if source.suffix in {".pkl", ".pickle"}:
         annotations, _ = read_pickle(source)
         for a in annotations:
             entries[str(a["frame_dir"])] = partial(_of_annotation, a, source, layout)
-        return RecordedPoses(source, entries)
+        return RecordedPoses(source, entries, layout)
     raise PevlError(
         f"{source}: not a file of poses; {', '.join(sorted(SUFFIXES))} or a folder is read."
     )
@@ -219,12 +268,13 @@ def _of_annotation(annotation: dict[str, Any], path: Path, layout: str | None) -
             f"{path}: '{name}' has keypoint_score {scores.shape} beside keypoint {points.shape}."
         )
     tracks = np.concatenate([points, scores[..., None]], -1)
-    height, width = annotation.get("img_shape") or _extent(tracks)
+    size = annotation.get("img_shape")
+    height, width = (0, 0) if size is None else (int(v) for v in tuple(size)[:2])
     label = annotation.get("label")
     layout = layout or layout_of(tracks.shape[2], path)
     _check_joints(tracks.shape[2], layout, f"{path}: '{name}'")
     return Recording.of_tracks(
-        name, tracks, layout, int(width), int(height), None if label is None else int(label)
+        name, tracks, layout, width, height, None if label is None else int(label)
     )
 
 
@@ -238,7 +288,7 @@ def export_pyskl(store: Path, target: Path, items: Sequence[Item], labels: Label
         if recording is None:
             continue
         actor = recording.actor()
-        size = (recording.height, recording.width)
+        size = recording.canvas[::-1]
         annotations.append(
             {
                 "frame_dir": item.name,
@@ -262,7 +312,7 @@ def read_json(path: Path, layout: str | None = None) -> Recording:
     """One clip's poses as JSON by MMPose, Ultralytics, in COCO's result form, or of Smarthome."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PevlError(f"{path}: cannot be read as JSON ({error}).") from error
     size = (0, 0)
     try:
@@ -281,7 +331,9 @@ def read_json(path: Path, layout: str | None = None) -> Recording:
             raise ValueError("its form is not known")
         joints = next((p.shape[1] for p in people if len(p)), 0)
         people = [_valid(p) if len(p) else np.zeros((0, joints, 3), np.float32) for p in people]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if len({p.shape[1] for p in people if len(p)}) > 1:
+            raise ValueError("its frames have different numbers of joints")
+    except READING as error:
         raise PevlError(
             f"{path}: not poses as MMPose, Ultralytics, COCO's results or Toyota Smarthome write "
             f"them ({error})."
@@ -294,8 +346,7 @@ def read_json(path: Path, layout: str | None = None) -> Recording:
         _check_joints(joints, layout, str(path))
     else:
         people = [np.zeros((0, len(LAYOUTS[layout].names), 3), np.float32) for _ in people]
-    width, height = size if size[0] else _extent(np.concatenate(people))[::-1]
-    return Recording(_clip_name(path), people, layout, width, height)
+    return Recording(_clip_name(path), people, layout, *size)
 
 
 def _has(value: object, key: str) -> bool:
@@ -381,8 +432,7 @@ def _of_array(path: Path, layout: str | None) -> Recording:
         joints = np.concatenate([joints, np.ones_like(joints[..., :1])], -1)
     layout = layout or layout_of(joints.shape[1], path)
     _check_joints(joints.shape[1], layout, str(path))
-    height, width = _extent(joints)
-    return Recording.of_tracks(path.stem, joints[None], layout, width, height, None)
+    return Recording.of_tracks(path.stem, joints[None], layout, 0, 0, None)
 
 
 STORE_FACTS = "about.json"
@@ -413,17 +463,9 @@ def store_facts(path: Path) -> dict[str, Any]:
     """What a store was made by: weights, settings, layout."""
     try:
         facts: dict[str, Any] = json.loads(_opened(path, path.stat().st_mtime_ns).read(STORE_FACTS))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, *READING) as error:
         raise PevlError(f"{path}: not a store of poses ({error}).") from error
     return facts
-
-
-def _extent(joints: np.ndarray) -> tuple[int, int]:
-    """Height and width that hold all joints, where nobody said how large the picture was."""
-    visible = joints[joints[..., 2] > 0]
-    if not len(visible):
-        return 1, 1
-    return int(np.nanmax(visible[:, 1])) + 1, int(np.nanmax(visible[:, 0])) + 1
 
 
 def _check_joints(count: int, layout: str, where: str) -> None:

@@ -111,9 +111,11 @@ def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray
 def draw_recording(path: Path, recording: Recording, actor: Actor) -> None:
     """The same of recorded poses, over an empty picture; a film shows 25 frames a second."""
 
+    width, height = recording.canvas
+
     def drawn(chosen: np.ndarray) -> Iterator[np.ndarray]:
         for t in chosen:
-            frame = np.full((recording.height, recording.width, 3), 24, np.uint8)
+            frame = np.full((height, width, 3), 24, np.uint8)
             draw(frame, actor.joints[t], actor.layout)
             yield frame
 

@@ -132,7 +132,7 @@ def pose_sample(path: Path, recording: Recording, config: ModelConfig) -> Sample
     count = config.pose_frames
     place = np.clip((np.arange(count) + 0.5) / count * len(whole) - 0.5, 0, len(whole) - 1)
     joints = _between(whole, place)
-    region = _Region.of(config, recording.width, recording.height, actor.box)
+    region = _Region.of(config, *recording.canvas, actor.box)
     joints[..., :2] = joints[..., :2] * region.scale + region.move[:, 2]
     return Sample(
         path=path,

@@ -201,8 +201,12 @@ def load_settings(
 
 def for_poses_alone(config: ModelConfig) -> ModelConfig:
     """The config of a new model that sees no video."""
-    usual = config.name in PRESETS and config.pose_features == "body"
-    return config.model_copy(update={"video": False, **(POSES_ALONE if usual else {})})
+    changes: dict[str, object] = {"video": False}
+    if config.name in PRESETS and config.pose_features == "body":
+        usual = CONFIGS[config.name]
+        # What was chosen stays.
+        changes |= {k: v for k, v in POSES_ALONE.items() if getattr(config, k) == getattr(usual, k)}
+    return config.model_copy(update=changes)
 
 
 def read_data(data: DataSettings, seed: int) -> Manifest:
@@ -223,7 +227,10 @@ def read_data(data: DataSettings, seed: int) -> Manifest:
         manifest = with_labels(manifest, read_labels(data.labels), data.labels)
     if data.all_clips:
         items = [replace(i, split="train" if i.split == "val" else i.split) for i in manifest.items]
-        manifest = replace(manifest, items=tuple(items))
+        official = dict(manifest.official)
+        if "val" in official:
+            official["train"] += official.pop("val")
+        manifest = replace(manifest, items=tuple(items), official=official)
     return manifest
 
 

@@ -219,6 +219,13 @@ def fitted(
     return settings.model_copy(update={"model": config})
 
 
+def without_poses(items: Sequence[Item], poses: RecordedPoses | None) -> int:
+    """How many clips with a video have no poses among those that were found before."""
+    if poses is None:
+        return 0
+    return sum(item.there and poses.find(item.name) is None for item in items)
+
+
 def usable(items: Sequence[Item], poses: RecordedPoses | None) -> list[Item]:
     """Those of which there is a video, or poses."""
     return [i for i in items if i.there or (poses is not None and poses.find(i.name) is not None)]
@@ -867,6 +874,7 @@ def _facts(
         "seed": settings.run.seed,
         "shots": settings.data.shots,
         "all_clips": settings.data.all_clips,
+        "hold_out": settings.data.hold_out,
         "pose_weights": detector.digest() if detector is not None else None,
         "poses": poses.digest() if poses is not None else None,
     }

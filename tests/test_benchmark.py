@@ -78,3 +78,17 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
             clip.write_bytes(b"no video")
     with pytest.raises(PevlError, match="none of the 2 clips of split 'val' can be read; the fi"):
         benchmark(read_manifest(tmp_path / "bad"), recogniser, "pevl-mini")
+
+
+def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(
+    some_clips: Path, pose_weights: Path, tmp_path: Path
+) -> None:
+    recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
+    flat = tmp_path / "flat"
+    shutil.copytree(some_clips / "val", flat)
+    outcome = benchmark(read_manifest(flat), recogniser, "pevl-mini")
+    assert (outcome.split, outcome.accuracy.count) == ("all", 20)
+    poseless = recognise.load("pevl-mini", use_pose=False, device="cpu")
+    poseless.model.config = poseless.model.config.model_copy(update={"video": False})
+    with pytest.raises(UsageError, match="looks at poses only"):
+        benchmark(read_manifest(flat), poseless, "pevl-mini")

@@ -230,7 +230,8 @@ def test_from_the_folder_to_figures(
         app, ["data", "check", name, "--root", str(root), "--output", str(missing)]
     )
     assert said.exit_code == 0, said.output
-    expected = {i.name for i in read_named(name, root).items if not i.there}
+    manifest = read_named(name, root)
+    expected = {i.name for i in manifest.items if not i.there and manifest.poses is None}
     with missing.open() as file:
         assert {row["name"] for row in csv.DictReader(file)} == expected
     if name.startswith("gym"):  # one instance of two in train: its whole video is needed
@@ -263,6 +264,49 @@ def test_from_the_folder_to_figures(
     assert outcome["accuracy"]["count"] >= 1
     if name == "diving48":
         assert outcome["incomplete"] == "test 1 of 1,970 clips"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("gym99", "gym99_val_element.txt", b"\xff\xfe\x00", "cannot be read as UTF-8 text"),
+        ("gym99", "finegym_annotation_info_v1.0.json", b"{", "cannot be read as JSON"),
+        ("diving48", "Diving48_V2_test.json", b"{", "cannot be read as JSON"),
+        ("diving48", "Diving48_V2_test.json", b'[{"vid_name": "a", "label": -1}]', "label -1"),
+        ("diving48", "Diving48_vocab.json", b"[1]", "is not Diving48's list of labels"),
+        ("haa500", "yoga_bridge.txt", b"url,nan,inf,0,1", "line 1: youtube_url,start,end"),
+        ("kinetics400", "train.csv", b"label,youtube_id\na,b\n", "names no column time_end"),
+        ("kinetics400", "train.csv", b"youtube_id,time_start,time_end,label\na,1,2\n", "line 2"),
+    ],
+)
+def test_lists_that_are_not_what_they_should_be(
+    name: str, file: str, text: bytes, message: str, tmp_path: Path, film: Path
+) -> None:
+    MAKERS[name](tmp_path, film)  # type: ignore[operator]
+    found = next(iter(tmp_path.rglob(file)), tmp_path / file)
+    found.write_bytes(text)
+    if file.startswith("finegym"):
+        put(film, tmp_path / "events" / f"{VIDEO_ID}_{EVENT}.mp4")
+    with pytest.raises(PevlError, match=message):
+        read_named(name, tmp_path)
+
+
+def test_times_of_another_form_are_told(tmp_path: Path, film: Path) -> None:
+    gymnastics(tmp_path, film)
+    info = next(tmp_path.rglob("finegym_annotation_info_v1.0.json"))
+    info.write_text(
+        json.dumps({VIDEO_ID: {EVENT: {"timestamps": [], "segments": {"A_0002_0004": {}}}}})
+    )
+    with pytest.raises(PevlError, match="has no usable times of"):
+        read_named("gym99", tmp_path)
+
+
+def test_pictures_are_taken_where_flow_has_the_same_name(tmp_path: Path, film: Path) -> None:
+    diving(tmp_path, film)
+    put(film, tmp_path / "flow" / "_a_00001.mp4")
+    (tmp_path / "again").symlink_to(tmp_path)  # a link that leads back is not followed for ever
+    item = by_name(read_named("diving48", tmp_path))["_a_00001"]
+    assert item.path.parent.name == "rgb"
 
 
 def test_names_and_what_goes_with_them(tmp_path: Path) -> None:
@@ -315,10 +359,10 @@ def test_ten_thousand_clips_are_listed_in_no_time(tmp_path: Path, film: Path) ->
     seen = 0
 
     class Counted(Disk):
-        def video(self, stem: str) -> Path | None:
+        def video(self, stem: str, folder: str = "") -> Path | None:
             nonlocal seen
             seen += 1
-            return super().video(stem)
+            return super().video(stem, folder)
 
     manifest = READERS["diving48"](Counted(tmp_path))
     assert seen == len(manifest.items) == 20_000

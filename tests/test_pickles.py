@@ -65,6 +65,38 @@ def test_whatever_is_not_numpy_or_a_container_is_refused_by_name(
         read_pickle(file)
 
 
+class Forged:
+    """What an attacker writes by hand: a call of something that is allowed, with a state."""
+
+    def __init__(self, function: object, arguments: tuple[object, ...], state: object) -> None:
+        self.parts = (function, arguments, state)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.parts
+
+
+RECORDS = (3, "|", None, ("a",), {"a": (np.dtype("f4"), 0)}, 8, 8, 0)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        np.array([object.__doc__, 1], object),
+        np.zeros(2, [("a", "f4"), ("b", "f4")]),
+        Forged(np.dtype, ("V8", False, True), RECORDS),
+        Forged(np.dtype, ("f4", False, True), RECORDS),
+        Forged(np.dtype, ("O8", False, True), None),
+        Forged(np.ndarray, ((1,), "O"), None),
+        Forged(np.ndarray, ((1,), np.dtype("f8"), b"A" * 8), None),
+    ],
+)
+def test_memory_cannot_be_forged_by_arrays(tmp_path: Path, forged: object) -> None:
+    """Objects and records hold pointers, which a file must not set."""
+    file = stored(tmp_path / "poses.pkl", [annotation("a") | {"extra": forged}])
+    with pytest.raises(PevlError, match=r"poses.pkl"):
+        read_pickle(file)
+
+
 def test_arrays_scalars_and_sets_are_data(tmp_path: Path) -> None:
     extra = {"extra": [{1, 2}, frozenset("a"), np.float32(3), np.int64(4), b"x", None, (1,)]}
     file = stored(tmp_path / "poses.pkl", [annotation("a") | extra])
@@ -89,6 +121,9 @@ def test_protocol_two_of_old_numpy_is_read(tmp_path: Path) -> None:
         ([{"frame_dir": "a"}], "annotation 0 has no 'keypoint'"),
         ([annotation("a"), annotation("a")], "'a' stands in it twice"),
         ([annotation("a") | {"keypoint": np.zeros((9, 17, 2))}], r"has shape \(9, 17, 2\)"),
+        ([annotation("a") | {"keypoint": [[[[1]], [[1, 2]]]]}], "not in PYSKL's form"),
+        ({"split": ["a"], "annotations": [annotation("a")]}, "not in PYSKL's form"),
+        ([], "there is no clip in it"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, content: object, message: str) -> None:
@@ -131,6 +166,14 @@ def test_labels_by_number_and_splits_by_name(tmp_path: Path) -> None:
     short.write_text("kick\n")
     with pytest.raises(PevlError, match=r"'c1' has label 1, and .*short.txt names 1 labels"):
         read_pyskl(file, str(short))
+
+
+@pytest.mark.parametrize("label", [[0], "kick", None, float("nan"), -1])
+def test_labels_that_are_no_numbers_are_told(tmp_path: Path, label: object) -> None:
+    (tmp_path / "moves.txt").write_text("kick\njump\n")
+    file = stored(tmp_path / "moves.pkl", [annotation("a") | {"label": label}])
+    with pytest.raises(PevlError, match="'a' has label"):
+        read_pyskl(file)
 
 
 def test_one_of_several_splits_has_to_be_chosen(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_json_of_other_tools(form: str, tmp_path: Path) -> None:
     assert recording.layout == "coco17"
     for read, frame in zip(recording.people, frames, strict=True):
         np.testing.assert_allclose(read, frame, atol=1e-3)
-    assert recording.width >= 62 + BODY[:, 0].max()
+    assert recording.width == 0 and recording.canvas[0] >= 62 + BODY[:, 0].max()
 
 
 def test_a_frame_with_nobody_stays_a_frame(tmp_path: Path) -> None:
@@ -154,6 +154,54 @@ def test_a_pickle_of_poses_is_found_by_clip(tmp_path: Path) -> None:
         poses.get("c")
     with pytest.raises(PevlError, match="layout smarthome13 has 13"):
         read_recorded(file, "smarthome13").get("a")
+
+
+def test_clips_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for label, x in (("squat", 0), ("lunge", 100)):
+        (tmp_path / label).mkdir()
+        written(tmp_path / label / "001.json", mmpose([people(x)]))
+    poses = read_recorded(tmp_path)
+    for name, x in (("squat/001", 0), ("lunge/001", 100), ("train/squat/001", 0)):
+        recording = poses.get(name)
+        assert recording is not None
+        assert recording.people[0][0, 0, 0] == pytest.approx(BODY[0, 0] + x)
+    assert poses.get("jump/001") is None and poses.get("001") is None
+
+
+def test_without_a_known_size_joints_stay_where_they_are(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    clip = sample_clip(make_video("a.mp4", frames=10), 48)
+    recording = read_json(written(tmp_path / "a.json", mmpose([people(0)] * 10)))
+    np.testing.assert_allclose(recording.actor_in(clip).joints[3, :, :2], BODY, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keypoint": np.full((1, 9, 17, 2), "x")},
+        {"img_shape": ("a", "b")},
+        {"img_shape": 5},
+        {"keypoint": np.zeros((1, 0, 17, 2)), "keypoint_score": np.zeros((1, 0, 17))},
+        {"keypoint": np.zeros((1, 9, 17, 4))},
+    ],
+)
+def test_a_bad_clip_of_a_pickle_is_told_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "poses.pkl"
+    file.write_bytes(pickle.dumps([annotation("good"), annotation("bad") | change]))
+    poses = read_recorded(file)
+    assert poses.get("good") is not None
+    with pytest.raises(PevlError, match="'bad'"):
+        poses.get("bad")
+
+
+def test_a_joint_that_one_end_of_a_gap_lacks_is_not_made_up() -> None:
+    tracks = np.repeat(people(100)[:, None], 30, 1)
+    tracks[0, 10] = 0
+    tracks[0, 11, 5] = 0
+    actor = Recording.of_tracks("a", tracks, "coco17", 300, 200, None).actor()
+    assert actor.bridged[10] and actor.joints[10, 5].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(actor.joints[10, 4], tracks[0, 9, 4], atol=1e-3)
 
 
 def test_the_person_who_moves_most_in_the_middle_is_the_actor() -> None:
@@ -270,6 +318,24 @@ def test_a_damaged_entry_is_noticed_and_made_again(
     again = read_recorded(store).get(items[1].name)
     assert again is not None and good is not None
     np.testing.assert_array_equal(np.stack(again.actor().joints), np.stack(good.actor().joints))
+
+
+def test_a_store_is_not_taken_for_other_clips(
+    shared: Path, pose_weights: Path, tmp_path: Path
+) -> None:
+    items, store = field(shared, 2), tmp_path / "poses.npz"
+    extract(items[:1], store, str(pose_weights), "cpu")
+    with pytest.raises(PevlError, match="holds 1 clips that are not asked for"):
+        extract(items[1:], store, str(pose_weights), "cpu")
+    data = bytearray(store.read_bytes())
+    with zipfile.ZipFile(store) as z:
+        info = z.getinfo("about.json")
+    data[info.header_offset + 50 : info.header_offset + 60] = bytes(10)
+    store.write_bytes(bytes(data))
+    with pytest.raises(PevlError, match=r"poses.npz"):
+        read_recorded(store).get(items[0].name)
+    assert extract(items[:1], store, str(pose_weights), "cpu").clips == 1
+    assert read_recorded(store).get(items[0].name) is not None
 
 
 def test_a_run_that_was_killed_does_not_look_again(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pevl_cli.errors import PevlError
 from pevl_cli.video import VIDEO_SUFFIXES
@@ -17,23 +19,33 @@ class Disk:
         self.root = Path(root)
         if not self.root.is_dir():
             raise PevlError(f"{self.root}: there is no such folder; --root names the data set's.")
-        self._videos: dict[str, Path] = {}
+        self._videos: dict[str, list[Path]] = {}
         self._files: dict[str, Path] = {}
+        walked: set[tuple[int, int]] = set()
         for folder, inner, files in os.walk(self.root, followlinks=True):
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in walked:  # a link that leads back
+                inner.clear()
+                continue
+            walked.add((stat.st_dev, stat.st_ino))
             inner[:] = sorted(name for name in inner if not name.startswith("."))
             for name in sorted(files):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in VIDEO_SUFFIXES:
-                    self._videos.setdefault(stem.lower(), Path(folder, name))
+                    self._videos.setdefault(stem.lower(), []).append(Path(folder, name))
                 else:
                     self._files.setdefault(name.lower(), Path(folder, name))
 
-    def video(self, stem: str) -> Path | None:
-        """The video of this name, whatever its ending, folder and case."""
-        return self._videos.get(stem.lower())
+    def video(self, stem: str, folder: str = "") -> Path | None:
+        """The video of this name, whatever its ending, place and case.
+
+        Of several (pictures, optical flow) that below a folder called ``folder`` is the one.
+        """
+        found = self._videos.get(stem.lower(), [])
+        return next((path for path in found if folder in path.parts), found[0] if found else None)
 
     def videos(self) -> Iterator[Path]:
-        return iter(self._videos.values())
+        return (path for found in self._videos.values() for path in found)
 
     def file(self, *names: str) -> Path | None:
         """The first of these files that is there."""
@@ -52,3 +64,20 @@ class Disk:
                 "download it from the data set's page and put it there."
             )
         return found
+
+    def lines(self, path: Path) -> list[str]:
+        """A list's lines that hold anything. PevlError when it cannot be read as text."""
+        return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+    def json(self, path: Path) -> Any:
+        try:
+            return json.loads(_text(path))
+        except (ValueError, RecursionError) as error:
+            raise PevlError(f"{path}: cannot be read as JSON ({error}).") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PevlError(f"{path}: cannot be read as UTF-8 text ({error}).") from error

@@ -6,8 +6,6 @@ Official layout: `rgb/<vid_name>.mp4`, `Diving48_V2_train.json`, `Diving48_V2_te
 
 from __future__ import annotations
 
-import json
-
 from pevl_cli.datasets.disk import Disk
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
@@ -20,7 +18,10 @@ def read_diving48(disk: Disk) -> Manifest:
     labels = bundled_labels("diving48")
     vocabulary = disk.file("Diving48_vocab.json")
     if vocabulary is not None:
-        theirs = ["+".join(parts) for parts in json.loads(vocabulary.read_text(encoding="utf-8"))]
+        try:
+            theirs = ["+".join(parts) for parts in disk.json(vocabulary)]
+        except TypeError as error:
+            raise PevlError(f"{vocabulary}: is not Diving48's list of labels.") from error
         for i, (ours, other) in enumerate(zip(labels.names, theirs, strict=False)):
             if ours != other:
                 raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{ours}'.")
@@ -28,10 +29,11 @@ def read_diving48(disk: Disk) -> Manifest:
     for split in CLIPS:
         file = disk.need(f"Diving48_V2_{split}.json")
         try:
-            clips = json.loads(file.read_text(encoding="utf-8"))
-            for clip in clips:
-                name, label = str(clip["vid_name"]), labels.names[int(clip["label"])]
-                video = disk.video(name)
+            for clip in disk.json(file):
+                name, number = str(clip["vid_name"]), int(clip["label"])
+                if number < 0:
+                    raise ValueError(f"label {number}")
+                label, video = labels.names[number], disk.video(name, "rgb")
                 expected = disk.root / "rgb" / f"{name}.mp4"
                 group = name.rpartition("_")[0]
                 items.append(

@@ -7,9 +7,7 @@ Published figures are those of the val list; there is no third one. Source: sdol
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 from pevl_cli.datasets.disk import Disk
@@ -31,21 +29,22 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
         "val": disk.need(f"{which}_val_element.txt", f"{which}_val.txt"),
     }
     info = disk.file(f"finegym_annotation_info_{version}.json")
-    times = _read_times(info) if info is not None else {}
+    times = disk.json(info) if info is not None else {}
     items, rounded = [], 0
     for split, file in lists.items():
-        for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if not text.strip():
-                continue
-            name, _, label = text.strip().rpartition(" ")
+        for line, text in enumerate(disk.lines(file), 1):
+            name, _, label = text.rpartition(" ")
             name = name.removesuffix(".mp4")
             match = INSTANCE.fullmatch(name)
             if match is None or not label.isdigit() or int(label) >= len(labels):
                 raise PevlError(
-                    f"{file} line {line}: '{text.strip()}' is not an instance and a label from 0 "
+                    f"{file} line {line}: '{text}' is not an instance and a label from 0 "
                     f"to {len(labels) - 1}."
                 )
-            item, exact = _find(disk, match, times)
+            try:
+                item, exact = _find(disk, match, times)
+            except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+                raise PevlError(f"{info}: has no usable times of {name} ({error!r}).") from error
             rounded += not exact
             items.append(
                 Item(
@@ -73,7 +72,7 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
 
 def _find(disk: Disk, match: re.Match[str], times: dict[str, Any]) -> tuple[Item, bool]:
     """Where an instance lies, and whether its times are exact."""
-    clip = disk.video(match[0])
+    clip = disk.video(match[0], "subactions")
     if clip is not None:
         return Item(clip, ""), True
     event = times.get(match["video"], {}).get(match["event"], {})
@@ -85,16 +84,8 @@ def _find(disk: Disk, match: re.Match[str], times: dict[str, Any]) -> tuple[Item
         # A vault's three stages are one element.
         start_s, end_s = float(part["timestamps"][0][0]), float(part["timestamps"][-1][1])
     for name, offset_s in ((f"{match['video']}_{match['event']}", 0.0), (match["video"], event_s)):
-        video = disk.video(name)
+        video = disk.video(name, "videos")
         if video is not None:
             span = start_s + offset_s, end_s + offset_s
             return Item(video, "", start_s=span[0], end_s=span[1]), part is not None
     return Item(disk.root / "subactions" / f"{match[0]}.mp4", "", there=False), True
-
-
-def _read_times(path: Path) -> dict[str, Any]:
-    try:
-        times: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PevlError(f"{path}: cannot be read as JSON ({error}).") from error
-    return times

@@ -7,6 +7,7 @@ figures`, and clips named `<class>_<NNN>.mp4`; lines 1-16 are for training, 17 f
 
 from __future__ import annotations
 
+import math
 from urllib.parse import parse_qs, urlparse
 
 from pevl_cli.datasets.disk import Disk
@@ -25,10 +26,8 @@ def read_haa500(disk: Disk) -> Manifest:
     labels = bundled_labels("haa500")
     items = []
     for label in labels.names:
-        lines = []
         file = disk.file(f"{label}.txt")
-        if file is not None:
-            lines = [t for t in file.read_text(encoding="utf-8").splitlines() if t.strip()]
+        lines = [] if file is None else disk.lines(file)
         for i in range(max(CLIPS_A_CLASS, len(lines))):
             name = f"{label}_{i:03d}"
             split = "train" if i < 16 else "val" if i == 16 else "test"
@@ -37,6 +36,8 @@ def read_haa500(disk: Disk) -> Manifest:
                 cells = lines[i].split(",")
                 try:
                     group, start_s, end_s = _video_id(cells[0]), float(cells[1]), float(cells[2])
+                    if not 0 <= start_s < end_s < math.inf:
+                        raise ValueError
                 except (IndexError, ValueError) as error:
                     raise PevlError(
                         f"{file} line {i + 1}: youtube_url,start,end,... is needed."

@@ -28,23 +28,25 @@ def read_kinetics400(disk: Disk) -> Manifest:
     items = []
     for split, names in LISTS.items():
         file = disk.need(*names)
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
-            try:
-                for row in rows:
-                    label = known.get(_plain(row["label"]))
-                    if label is None:
-                        raise ValueError(f"'{row['label']}' is none of the 400 labels")
-                    start_s, end_s = float(row["time_start"]), float(row["time_end"])
-                    video_id = row["youtube_id"]
-                    name = f"{video_id}_{int(start_s):06d}_{int(end_s):06d}"
-                    clip, span = disk.video(name), NO_SPAN
-                    if clip is None and (whole := disk.video(video_id)) is not None:
-                        clip, span = whole, (start_s, end_s)
-                    path = clip or disk.root / split / label / f"{name}.mp4"
-                    items.append(Item(path, label, split, video_id, *span, name, clip is not None))
-            except (KeyError, ValueError, TypeError, csv.Error) as error:
-                raise PevlError(f"{file} line {rows.line_num}: {error}.") from error
+        rows = csv.DictReader(disk.lines(file))
+        absent = {"label", "youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
+        if absent:
+            raise PevlError(f"{file}: line 1 names no column {', '.join(sorted(absent))}.")
+        try:
+            for row in rows:
+                label = known.get(_plain(row["label"]))
+                if label is None:
+                    raise ValueError(f"'{row['label']}' is none of the 400 labels")
+                start_s, end_s = float(row["time_start"]), float(row["time_end"])
+                video_id = row["youtube_id"]
+                name = f"{video_id}_{int(start_s):06d}_{int(end_s):06d}"
+                clip, span = disk.video(name), NO_SPAN
+                if clip is None and (whole := disk.video(video_id)) is not None:
+                    clip, span = whole, (start_s, end_s)
+                path = clip or disk.root / split / label / f"{name}.mp4"
+                items.append(Item(path, label, split, video_id, *span, name, clip is not None))
+        except (AttributeError, ValueError, TypeError, csv.Error) as error:
+            raise PevlError(f"{file} line {rows.line_num}: {error}.") from error
     return Manifest(disk.root, tuple(items), labels, name="kinetics400", tested="val")
 
 

@@ -56,6 +56,7 @@ class Manifest:
     tested: str = "test"  # the split whose figures are published
     official: Mapping[str, int] = field(default_factory=dict)  # clips that each split should have
     poses: Path | None = None  # that come with it
+    drawn: bool = False  # its splits were drawn here, as it names none
 
     @property
     def title(self) -> str:
@@ -100,7 +101,8 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     if len(names) < 2:
         raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
     warnings = []
-    if not any(item.split for item in items):
+    drawn = not any(item.split for item in items)
+    if drawn:
         items = hold_out(items, seed, by=by)
         held = sum(item.split == "val" for item in items)
         whole = by == "group" and any(item.group for item in items)
@@ -118,7 +120,7 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     labels = LabelSet(
         tuple(names), tuple(p[0] for p in phrasings), others=others if any(others) else ()
     )
-    return Manifest(source, tuple(items), labels, tuple(warnings))
+    return Manifest(source, tuple(items), labels, tuple(warnings), drawn=drawn)
 
 
 def write_missing(path: Path, items: Sequence[Item]) -> None:
@@ -228,6 +230,11 @@ def _name(clip: Path, root: Path) -> str:
     return clip.relative_to(root).with_suffix("").as_posix()
 
 
+def _without_suffix(path: str) -> str:
+    pure = PurePath(path)
+    return pure.with_suffix("").as_posix() if pure.name else path
+
+
 def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -272,7 +279,7 @@ def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
         part = f"@{start_s or 0:g}-{end}" if start_s is not None or end else ""
         items.append(
             Item(
-                name=PurePath(cell["path"]).with_suffix("").as_posix() + part,
+                name=_without_suffix(cell["path"]) + part,
                 path=path.parent / cell["path"],
                 label=cell["label"],
                 split=split,

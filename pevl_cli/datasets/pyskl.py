@@ -34,16 +34,20 @@ def read_pyskl(
     items, unsplit = [], 0
     for annotation in annotations:
         name = str(annotation["frame_dir"])
-        label = annotation.get("label")
-        if label is None or not 0 <= int(label) < len(named):
+        given = annotation.get("label")
+        try:
+            label = int(given)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            label = -1
+        if not 0 <= label < len(named):
             raise PevlError(
-                f"{path}: '{name}' has label {label}, and {source} names {len(named)} labels, "
+                f"{path}: '{name}' has label {given}, and {source} names {len(named)} labels, "
                 f"0 to {len(named) - 1}."
             )
         split = split_of.get(name, "")
         unsplit += bool(split_of) and not split
         if split or not split_of:
-            items.append(Item(path, named.names[int(label)], split, name=name, there=False))
+            items.append(Item(path, named.names[label], split, name=name, there=False))
     if not items:
         raise PevlError(f"{path}: there is no clip in it.")
     if unsplit:
@@ -52,7 +56,11 @@ def read_pyskl(
         items = hold_out(items, seed)
         held = sum(item.split == "val" for item in items)
         warnings.append(f"no split given: held out {held} of {len(items)} clips to validate")
-    return Manifest(path, tuple(items), named, tuple(warnings), path.stem, poses=path)
+    return Manifest(
+        *(path, tuple(items), named, tuple(warnings), path.stem),
+        poses=path,
+        drawn=not split_of,
+    )
 
 
 def _beside(path: Path) -> str | None:

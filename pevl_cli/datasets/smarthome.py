@@ -8,6 +8,7 @@ Source: project.inria.fr/toyotasmarthome; Das and others, ICCV 2019.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,8 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
     listed: dict[str, str] = {}
     for split, word in LISTS.items():
         file = disk.file(f"{word}_{protocol}.txt")
-        for line in file.read_text(encoding="utf-8").splitlines() if file else ():
-            if line.strip():
-                listed[line.split()[0].removesuffix(".mp4")] = split
+        for line in disk.lines(file) if file else ():
+            listed[line.split()[0].removesuffix(".mp4")] = split
     found = [path.stem for path in disk.videos() if CLIP.fullmatch(path.stem)]
     found += [clip for file in skeletons if (clip := _clip(file)) is not None]
     items = []
@@ -64,7 +64,7 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
             )
         if not split or match["label"] not in labels.names:
             continue
-        video = disk.video(name)
+        video = disk.video(name, "mp4")
         items.append(
             Item(
                 video or disk.root / "mp4" / f"{name}.mp4",
@@ -80,7 +80,7 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
             f"{disk.root}: no clip of Toyota Smarthome is in this folder "
             "(names such as Walk_p02_r00_v02_c03.mp4)."
         )
-    poses = skeletons[0].parent if skeletons else None
+    poses = Path(os.path.commonpath([f.parent for f in skeletons])) if skeletons else None
     return Manifest(
         disk.root,
         tuple(items),
