@@ -652,10 +652,11 @@ def benchmark(
     from pevl_cli.recorded import read_recorded
 
     # Clips that were held out are found again as they were drawn.
-    made = checkpoints.read_facts(checkpoints.find(checkpoint)).training
+    facts = checkpoints.read_facts(checkpoints.find(checkpoint))
+    made = facts.training
     drawn = {"hold_out": made["hold_out"]} if "hold_out" in made else {}
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold, **drawn)
-    manifest = read_data(data, int(made.get("seed", 0)))
+    manifest = read_data(data, int(made.get("seed", 0)), facts.label_set)
     for warning in manifest.warnings:
         _warn(warning)
     source = poses or (manifest.poses if pose_weights is None else None)

@@ -18,7 +18,7 @@ from pevl_cli.datasets.manifest import HoldOut, Manifest, read_manifest, with_la
 from pevl_cli.datasets.named import OTHER_NAMES, READERS, known_name, read_named
 from pevl_cli.datasets.pyskl import read_pyskl
 from pevl_cli.errors import UsageError
-from pevl_cli.labels import read_labels
+from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.model.config import CONFIGS, ModelConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -209,8 +209,11 @@ def for_poses_alone(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update=changes)
 
 
-def read_data(data: DataSettings, seed: int) -> Manifest:
-    """The data set that is named, with the texts of its label file if there is one."""
+def read_data(data: DataSettings, seed: int, usual: LabelSet | None = None) -> Manifest:
+    """The data set that is named, with the texts of its label file if there is one.
+
+    ``usual`` labels are those of numbers that nobody names.
+    """
     named = known_name(data.dataset)
     if data.root is not None:
         if named is None:
@@ -220,7 +223,7 @@ def read_data(data: DataSettings, seed: int) -> Manifest:
     elif named is not None and not data.dataset.exists():
         raise UsageError(f"--dataset {data.dataset} needs --root DIR, the folder it lies in.")
     elif data.dataset.suffix in {".pkl", ".pickle"}:
-        manifest = read_pyskl(data.dataset, data.labels, data.fold, seed)
+        manifest = read_pyskl(data.dataset, data.labels, data.fold, seed, usual)
     else:
         manifest = read_manifest(data.dataset, seed, data.hold_out)
     if data.labels is not None and manifest.poses != data.dataset:

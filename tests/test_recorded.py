@@ -503,6 +503,11 @@ def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) 
     assert "trained on these clips" not in said.output
     said = CliRunner().invoke(app, [*line, "--split", "train", "--device", "cpu"])
     assert "trained on these clips" in said.output
+    beside = tmp_path / "halves.txt"
+    beside.rename(tmp_path / "away.txt")  # numbers without names are those of the checkpoint
+    said = CliRunner().invoke(app, [*line, "--device", "cpu"])
+    assert said.exit_code == 0 and "named by the checkpoint" in said.output
+    (tmp_path / "away.txt").rename(beside)
     (tmp_path / "other.txt").write_text("lower half\nupper half\n")
     said = CliRunner().invoke(app, [*line, "--labels", str(tmp_path / "other.txt")])
     assert "label 0 is 'lower half' in halves.pkl and 'upper half' in" in str(said.exception)

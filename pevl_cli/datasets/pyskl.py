@@ -6,30 +6,37 @@ from pathlib import Path
 
 from pevl_cli.datasets.manifest import SPLIT_NAMES, Item, Manifest, hold_out
 from pevl_cli.errors import PevlError
-from pevl_cli.labels import read_labels
+from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.pickles import read_pickle
 
 
 def read_pyskl(
-    path: Path, labels: str | None = None, fold: str | None = None, seed: int = 0
+    path: Path,
+    labels: str | None = None,
+    fold: str | None = None,
+    seed: int = 0,
+    usual: LabelSet | None = None,
 ) -> Manifest:
     """A pickle's clips, with the splits that it names.
 
     Its labels are numbers: ``labels`` names them in that order (a label file, a bundled set), else
-    a label file beside the pickle whose name begins the pickle's does. ``fold`` chooses among
-    several splits, such as "1" of train1 and test1, or "xsub" of xsub_train and xsub_val.
+    a label file beside the pickle whose name the pickle's begins with, else ``usual``. ``fold``
+    chooses among several splits: "1" of train1 and test1, "xsub" of xsub_train and xsub_val.
     """
     annotations, splits = read_pickle(path)
     source = labels or _beside(path)
-    if source is None:
+    warnings = []
+    if source is not None:
+        named = read_labels(source)
+    elif usual is not None:
+        named, source = usual, "the checkpoint"
+    else:
         raise PevlError(
             f"{path}: its labels are numbers; name them with --labels FILE, one a line in the "
             "order of the numbers, or a bundled set such as gym99."
         )
-    named = read_labels(source)
-    warnings = []
     if labels is None:
-        warnings.append(f"labels are named by {source}, which lies beside the poses")
+        warnings.append(f"labels are numbers: they are named by {source}")
     split_of = _splits(path, splits, fold)
     items, unsplit = [], 0
     for annotation in annotations:
