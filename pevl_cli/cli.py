@@ -141,7 +141,7 @@ def classify(
         typer.Option(help="Label file, or a bundled set such as gym99. Default: the checkpoint's."),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or bundled name [default: pevl-mini].")
+        str | None, typer.Option(help="Checkpoint folder or bundled name (default: pevl-mini).")
     ] = None,
     clip: Annotated[
         str | None,
@@ -235,7 +235,7 @@ def pose(
         int, typer.Option(min=1, help="How many look at once; they share this machine's GPUs.")
     ] = 1,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Let Ray Data's workers do it (pip install 'pevl[ray]').")
+        bool, typer.Option("--ray", help="Let Ray Data's workers do it (the extra ray).")
     ] = False,
     clip: Annotated[
         str | None, typer.Option(help="Which clip of a file of recorded poses.")
@@ -461,11 +461,11 @@ def train(
         str | None,
         typer.Option(
             help="mini (from scratch), vit-b-16 or vit-l-14 (on CLIP), or a YAML file "
-            "[default: mini]."
+            "(default: mini)."
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the run goes [default: runs/DATASET-CONFIG].")
+        Path | None, typer.Option(help="Where the run goes (default: runs/DATASET-CONFIG).")
     ] = None,
     labels: Annotated[
         str | None,
@@ -613,7 +613,7 @@ def benchmark(
     root: Root = None,
     poses: Poses = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test [default: the published one].")
+        str | None, typer.Option(help="train, val or test (default: the published one).")
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Label file of the data set, where it has numbers only.")
