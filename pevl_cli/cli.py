@@ -567,6 +567,8 @@ def train(
         "run.seed": seed,
     }
     said = {key: value for key, value in given.items() if value is not None}
+    if dataset is not None and dataset.suffix in {".pkl", ".pickle"} and init is None:
+        said["model.video"] = False  # now, so that what is chosen beside it is kept
     named = config
     if resume and named is None:
         named = _stored_settings(out, dataset)

@@ -515,6 +515,13 @@ def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) 
     assert "is a fold '9'" in str(said.exception)
 
 
+def test_what_is_chosen_for_poses_alone_is_kept(tmp_path: Path) -> None:
+    line = ["train", "--dataset", str(learnable(tmp_path)), "--dry-run", "--device", "cpu"]
+    said = CliRunner().invoke(app, [*line, "--set", "model.pose_pool=mean"])
+    assert said.exit_code == 0, said.output
+    assert "pose_pool: mean" in said.output and "pose_layers: 0" in said.output
+
+
 def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
     file = learnable(tmp_path)
     line = ["train", "--dataset", str(file), "--init", "pevl-mini", "--out", str(tmp_path / "run")]
