@@ -77,7 +77,7 @@ def benchmark(
             labels_of.append(clips.labels[i])
         except (PevlError, OSError) as error:
             left_out.append(LeftOut(item, str(error)))
-        if samples and (len(samples) == CLIPS_AT_ONCE or i + 1 == len(items)):
+        if len(samples) == CLIPS_AT_ONCE:
             rows.append(similarities(recogniser.model, samples, texts, views))
             samples = []
         listener(i + 1, len(items))

@@ -595,10 +595,10 @@ def train(
         _print_plan(settings, make_plan(settings, manifest))
         return
     if not first:  # one process of several tells what happens
-        training.train(settings, resume=resume, manifest=manifest)
+        training.train(settings, resume=resume, manifest=manifest, poses=recorded)
         return
     with _TrainingView() as view:
-        result = training.train(settings, view, resume, manifest)
+        result = training.train(settings, view, resume, manifest, recorded)
     _print_result(result, settings)
     if result.interrupted:
         raise typer.Exit(130)
@@ -715,8 +715,7 @@ def check_data(
     from pevl_cli.settings import DataSettings, read_data
 
     _check_output(output)
-    data = DataSettings(dataset=Path(name), root=root, labels=labels, fold=fold)
-    manifest = read_data(data, 0)
+    manifest = read_data(DataSettings(dataset=Path(name), root=root, labels=labels, fold=fold), 0)
     source = poses or manifest.poses
     recorded = None
     if source is not None:

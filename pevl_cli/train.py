@@ -108,14 +108,16 @@ def train(
     listener: Listener = lambda event: None,
     resume: bool = False,
     manifest: Manifest | None = None,
+    poses: RecordedPoses | None = None,
 ) -> Result:
     """Train a model and write `best/`, `last/` and the facts of the run into its folder.
 
-    ``resume`` continues the run in that folder. KeyboardInterrupt ends training early and still
+    ``resume`` continues the run in that folder; ``manifest`` and ``poses`` are what the settings
+    name, if that was read before. KeyboardInterrupt ends training early and still
     leaves both checkpoints. PevlError says why it cannot be done.
     """
     manifest = manifest or read_data(settings.data, settings.run.seed)
-    poses = recorded_poses(settings, manifest)
+    poses = poses or recorded_poses(settings, manifest)
     settings = fitted(settings, manifest, poses)
     detector = None
     config = settings.model
