@@ -411,7 +411,10 @@ def _clips_to_keep(names: list[str], root: Path | None) -> tuple[Manifest | None
         raise UsageError(f"{names[0]} needs --root DIR, the folder it lies in.")
     paths = find_videos(names)
     _check_there(paths)
-    return None, [Item(path, "", name=path.with_suffix("").as_posix()) for path in paths]
+    # Named as they lie beside each other, so that the store serves elsewhere too.
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    names = [path.absolute().relative_to(folder).with_suffix("").as_posix() for path in paths]
+    return None, [Item(path, "", name=name) for path, name in zip(paths, names, strict=True)]
 
 
 def _pose_of(
