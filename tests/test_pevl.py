@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.losses import nt_xent, semantic_guided_loss
-from pevl_cli.model.pevl import Batch, Features, PeVL, Texts
+from pevl_cli.model.pevl import Batch, Features, PeVL, Texts, heatmaps
 from pevl_cli.model.sgmc import fine_similarity
 from pevl_cli.model.ucmr import patch_weights
 
@@ -47,6 +47,10 @@ SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "vs ps": ({"similarities": ("vs", "ps")}, {"vs", "ps"}),
     "ps fw": ({"similarities": ("ps", "fw")}, {"ps", "fw"}),
     "concat": ({"similarities": ("concat",)}, {"concat"}),
+    "projected video": ({"similarities": ("concat",), "pose": False}, {"concat"}),
+    "projected pose": ({"similarities": ("concat",), "video": False}, {"concat"}),
+    "heatmap": ({"pose_features": "heatmap", "video": False}, {"ps", "fw"}),
+    "heatmap beside video": ({"pose_features": "heatmap", "p2v": False}, ALL_KINDS),
     "vanilla contrast": ({"semantic_loss": False}, ALL_KINDS),
     "patch stem": ({"stem": "patch"}, ALL_KINDS),
     "xy": ({"pose_features": "xy"}, ALL_KINDS),
@@ -155,7 +159,8 @@ def test_one_clip_and_one_text(name: str) -> None:
         {"video": False, "pose": False},
         {"text": False},
         {"pose": False, "similarities": ("ps", "fw")},
-        {"video": False, "similarities": ("concat",)},
+        {"pose_features": "heatmap"},
+        {"pose_features": "heatmap", "video": False, "patch_size": 24},
         {"pose_frames": 3 * T + 1},
         {"image_size": 50},
         {"no_such_field": 1},
@@ -318,7 +323,7 @@ def test_concat_ignores_what_stands_in_for_a_missing_video() -> None:
 # --- joints ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pose_features", ["xy", "body"])
+@pytest.mark.parametrize("pose_features", ["xy", "body", "heatmap"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -330,7 +335,8 @@ def test_concat_ignores_what_stands_in_for_a_missing_video() -> None:
     ],
 )
 def test_an_invisible_joints_coordinates_do_not_matter(pose_features: str, value: float) -> None:
-    model, batch = tiny_model(pose_features=pose_features), tiny_batch()
+    model = tiny_model(pose_features=pose_features, p2v=pose_features != "heatmap")
+    batch = tiny_batch()
     assert batch.joints is not None
     joints = batch.joints.clone()
     hidden = joints[..., 2] == 0
@@ -339,7 +345,7 @@ def test_an_invisible_joints_coordinates_do_not_matter(pose_features: str, value
     assert near(answer(model, replace(batch, joints=joints)), answer(model, batch))
 
 
-@pytest.mark.parametrize("pose_features", ["xy", "body"])
+@pytest.mark.parametrize("pose_features", ["xy", "body", "heatmap"])
 def test_a_visible_joints_coordinates_matter(pose_features: str) -> None:
     model, batch = tiny_model(pose_features=pose_features, video=False), tiny_batch()
     assert batch.joints is not None
@@ -348,12 +354,27 @@ def test_a_visible_joints_coordinates_matter(pose_features: str) -> None:
     assert not near(answer(model, replace(batch, joints=joints)), answer(model, batch))
 
 
-@pytest.mark.parametrize("pose_features", ["xy", "body"])
+@pytest.mark.parametrize("pose_features", ["xy", "body", "heatmap"])
 def test_order_of_pose_frames_matters(pose_features: str) -> None:
     model, batch = tiny_model(pose_features=pose_features, video=False), tiny_batch()
     assert batch.joints is not None
     backwards = replace(batch, joints=batch.joints.flip(1))
     assert not near(answer(model, backwards), answer(model, batch))
+
+
+def test_a_heatmap_has_its_peak_at_the_joint_and_nothing_where_none_is_seen() -> None:
+    joints = torch.zeros(1, 2, 3, 3)
+    joints[0, 0, 1] = torch.tensor([0.25, 0.75, 1.0])
+    joints[0, 1, 2] = torch.tensor([float("nan"), 0.5, 0.0])
+    maps = heatmaps(joints)
+    assert maps.shape == (1, 2, 3, 112, 112)
+    row, column = divmod(int(maps[0, 0, 1].argmax()), 112)
+    assert (row, column) in {(83, 27), (83, 28), (84, 27), (84, 28)}
+    assert 0.8 < float(maps[0, 0, 1].max()) <= 1
+    # Small: all of it lies within four standard deviations.
+    assert float(maps[0, 0, 1, 79:89, 23:33].sum()) > 0.999 * float(maps.sum())
+    maps[0, 0, 1] = 0
+    assert not maps.any()
 
 
 def test_body_features_keep_their_size_wherever_the_body_is() -> None:

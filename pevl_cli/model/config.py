@@ -7,14 +7,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Similarity = Literal["vs", "ps", "fw", "concat"]
+HEATMAP_PX = 112  # side of a joint's heatmap (Sec. 4.3.5)
 
 
 class ModelConfig(BaseModel):
     """Sizes, parts and inputs of a model; every part of the paper can be switched off here.
 
     The defaults are the paper's. ``similarities``: "vs" video-sentence, "ps" pose-sentence, "fw"
-    frames-words (Table 6), or "concat" alone, which joins video and pose features by one linear
-    layer (the plain fusion of Tables 4 and 7).
+    frames-words (Table 6), or "concat" alone, which joins the features of the streams in use by one
+    linear layer (the plain fusion of Tables 4 and 7; with video alone the projection of the
+    baseline in Table 4).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +46,7 @@ class ModelConfig(BaseModel):
     layout: str = "coco17"
     joints: int = 17
     pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
-    pose_features: Literal["xy", "body"] = "xy"
+    pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor; "actor": the actor's box with a margin.
@@ -89,6 +91,11 @@ class ModelConfig(BaseModel):
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
         if self.pose and not self.used_pose_layers and self.pose_features != "body":
             raise ValueError("without pose_layers only pose_features 'body' tells of the joints")
+        if self.pose and self.pose_features == "heatmap":
+            if self.video and self.p2v:
+                raise ValueError("pose_features 'heatmap' has no joints for p2v to follow")
+            if HEATMAP_PX % self.patch_size:
+                raise ValueError(f"patch_size must divide the heatmaps' {HEATMAP_PX} pixels")
         if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
             raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
@@ -100,7 +107,7 @@ class ModelConfig(BaseModel):
             "vs": self.video,
             "ps": self.pose,
             "fw": self.pose and self.text,
-            "concat": self.video and self.pose,
+            "concat": True,
         }
         return tuple(s for s in self.similarities if needs[s])
 

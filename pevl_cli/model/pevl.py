@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
-from pevl_cli.model.config import ModelConfig, Similarity
+from pevl_cli.model.config import HEATMAP_PX, ModelConfig, Similarity
 from pevl_cli.model.losses import nt_xent, semantic_guided_loss
 from pevl_cli.model.sgmc import fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: CLIP's limit of 1/τ.
 MAX_LOGIT_SCALE = 4.6052
+# Of a joint's Gaussian: PoseConv3D's 0.6 pixels on a grid half as fine.
+HEATMAP_SIGMA_PX = 1.2
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,43 @@ class PoseEmbedding(nn.Module):
         return out
 
 
+class HeatmapEmbedding(nn.Module):
+    """Joints to the patches of their heatmaps: (N, S, J, 3) -> (N, S, 1 + P, d).
+
+    One channel a joint, cut into patches as CLIP cuts pictures, with a learned place and time
+    embedding and a class token a frame. Source: Table 9, whose heatmaps follow PoseConv3D.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, size = config.width, config.patch_size
+        self.patch = nn.Conv2d(config.joints, width, size, size)
+        scale = width**-0.5
+        places = 1 + (HEATMAP_PX // size) ** 2
+        self.place_embedding = nn.Parameter(scale * torch.randn(places, width))
+        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, joints: Tensor) -> Tensor:
+        n, s = joints.shape[:2]
+        patches = self.patch(heatmaps(joints).flatten(0, 1))
+        tokens = rearrange(patches, "(n s) d r c -> n s (r c) d", n=n)
+        tokens = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], 2) + self.place_embedding
+        tokens = tokens + self.time_embedding[:s, None]
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+def heatmaps(joints: Tensor) -> Tensor:
+    """Small Gaussians: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen."""
+    centre = (torch.arange(HEATMAP_PX, device=joints.device) + 0.5) / HEATMAP_PX
+    # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+    point = torch.where(joints[..., 2:] > 0, joints[..., :2], 0)
+    away = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
+    x, y = (-away.square() / 2).exp().unbind(-2)
+    return (y * joints[..., 2:])[..., :, None] * x[..., None, :]
+
+
 def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
     """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
 
@@ -183,7 +222,8 @@ class PeVL(nn.Module):
             if config.video_temporal:
                 self.video_time = nn.Parameter(torch.zeros(config.video_frames, width))
         if config.pose:
-            self.pose_embedding = PoseEmbedding(config)
+            heatmap = config.pose_features == "heatmap"
+            self.pose_embedding = (HeatmapEmbedding if heatmap else PoseEmbedding)(config)
             self.pose_adapters = _adapters(
                 config.used_pose_layers if config.pose_adapters else 0,
                 ("time", "attention", "mlp"),
@@ -197,7 +237,8 @@ class PeVL(nn.Module):
         if both and config.v2p:
             self.v2p = VideoEnrichedPose(width, config.heads)
         if "concat" in config.used_similarities:
-            self.join = nn.Linear(2 * config.embed_dim, config.embed_dim)
+            streams = config.video + config.pose
+            self.join = nn.Linear(streams * config.embed_dim, config.embed_dim)
         # Logarithms of 1/τ, as CLIP has it: for the contrast with texts and for Eq. (3).
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -274,9 +315,13 @@ class PeVL(nn.Module):
             per_frame = self.visual.project(refined_pose[:, :, 0])
             f = F.normalize(per_frame, dim=-1)
             p = F.normalize(_pooled(per_frame, seen, config.pose_pool), dim=-1)
-        if v is not None and p is not None and "concat" in config.used_similarities:
-            there = v if batch.has_video is None else v * batch.has_video[:, None]
-            joined = F.normalize(self.join(torch.cat([there, p], -1)), dim=-1)
+        if "concat" in config.used_similarities:
+            there = v
+            if v is not None and p is not None and batch.has_video is not None:
+                there = v * batch.has_video[:, None]
+            streams = [x for x in (there, p) if x is not None]
+            if len(streams) == config.video + config.pose:
+                joined = F.normalize(self.join(torch.cat(streams, -1)), dim=-1)
         return Features(
             video=v,
             pose=p,
@@ -298,7 +343,7 @@ class PeVL(nn.Module):
         blocks = self.visual.transformer.blocks
         pose = body = None
         if joints is not None:
-            joints = joints.to(self.pose_embedding.joint.weight.dtype)
+            joints = joints.to(self.pose_embedding.norm.weight.dtype)
             pose = self.pose_embedding(joints).to(self.visual.proj.dtype)
             count = config.used_pose_layers
             flat = rearrange(pose, "n s g d -> (n s) g d")
@@ -306,7 +351,7 @@ class PeVL(nn.Module):
                 blocks[:count], _pairs(self.pose_adapters, count), strict=True
             ):
                 pose, flat = self._maybe_again(self._pose_block, block, adapters, pose)
-            if frames is not None:
+            if frames is not None and config.p2v:
                 body = self._weigh_body(blocks[count - 1], flat, joints)
         if frames is None:
             return None, pose, None
