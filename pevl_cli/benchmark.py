@@ -12,8 +12,9 @@ from pevl_cli import recognise, run
 from pevl_cli.clips import Clips, LeftOut
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import Accuracy, accuracy, similarities
+from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
+from pevl_cli.metrics import Accuracy, accuracy
 from pevl_cli.model import checkpoint
 from pevl_cli.recorded import RecordedPoses
 

@@ -67,6 +67,15 @@ class HoldOut(StrEnum):
     random = "random"
 
 
+class Ablation(StrEnum):
+    components = "components"
+    ucmr = "ucmr"
+    similarities = "similarities"
+    modalities = "modalities"
+    adapters = "adapters"
+    pose_input = "pose-input"
+
+
 class Crop(StrEnum):
     full = "full"
     follow = "follow"
@@ -609,9 +618,13 @@ def train(
 
 @app.command()
 def benchmark(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="With --compare: folders of results.", metavar="[RUN...]"),
+    ] = None,
     dataset: Annotated[
-        Path, typer.Option(help="A folder, a CSV, a PYSKL pickle, or a name such as haa500.")
-    ],
+        Path | None, typer.Option(help="A folder, a CSV, a PYSKL pickle, or a name such as haa500.")
+    ] = None,
     checkpoint: Annotated[
         str, typer.Option(help="Checkpoint folder or bundled name.")
     ] = "pevl-mini",
@@ -629,32 +642,90 @@ def benchmark(
         str | None, typer.Option(help="CLIP weights of the checkpoint: NAME:TAG or a file.")
     ] = None,
     views: Annotated[int, typer.Option(min=1, max=3, help="1, or 3 cut-outs averaged.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Clips at a time; fewer where the memory is too small.")
+    ] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that decode (default: by the machine)."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the clips, and the GPUs.")
+    ] = 1,
     no_pose: NoPose = False,
     pose_weights: PoseWeights = None,
     device: Device = "auto",
     precision: Annotated[Precision, typer.Option(help="Of CLIP's towers.")] = Precision.auto,
-    output: Output = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report (default: runs/DATASET-SPLIT-CHECKPOINT)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the JSON here, and no report.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare two or more results clip by clip.")
+    ] = False,
+    ablation: Annotated[
+        Ablation | None, typer.Option(help="Train and measure the variants of a paper's table.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="With --ablation: mini, vit-b-16, vit-l-14 or a YAML file.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="With --ablation.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="With --ablation, once or more often (default: 0, 1, 2)."),
+    ] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --ablation: any option of training.", metavar="KEY=VALUE"),
+    ] = None,
 ) -> None:
-    """Measure a checkpoint on a data set: top-1, mean class, each class.
+    """Measure a checkpoint on a data set, compare results, or repeat the paper's ablations.
 
     Example: pevl benchmark --dataset haa500 --root DIR --checkpoint runs/haa500-mini/best
     """
-    import json
-
-    from pevl_cli.settings import DataSettings, read_data
-
+    if results:
+        raise UsageError(f"{results[0]}: folders of results go with --compare.")
+    if dataset is None:
+        raise UsageError("--dataset is needed: a folder, a CSV, a pickle or a name like haa500.")
+    _check_output(output)
+    if ablation is None and (config or epochs or seed or assign):
+        raise UsageError("--config, --epochs, --seed and --set go with --ablation.")
+    _check_weights(pose_weights, no_pose or poses is not None)
+    if ablation is not None:
+        given = {
+            "data.dataset": dataset,
+            "data.root": root,
+            "data.poses": poses,
+            "data.fold": fold,
+            "data.layout": layout,
+            "data.labels": labels,
+            "clip": clip,
+            "optim.epochs": epochs,
+            "run.out": out,
+            "run.pose_weights": pose_weights,
+            "run.device": None if device == "auto" else device,
+            "run.precision": None if precision is Precision.auto else precision.value,
+            "run.tracker": "none",
+        }
+        said = {key: value for key, value in given.items() if value is not None}
+        _ablate(ablation.value, config, said, assign or [], seed or [0, 1, 2], output)
+        return
     if views == 2:
         raise UsageError("--views 2: give 1, or 3 as in the paper.")
     if split is not None and split not in ("train", "val", "test"):
         raise UsageError(f"--split {split}: train, val or test is needed.")
-    _check_output(output)
-    _check_weights(pose_weights, no_pose or poses is not None)
+
+    import json
 
     from pevl_cli import benchmark as measuring
     from pevl_cli import recognise
     from pevl_cli import train as training
     from pevl_cli.model import checkpoint as checkpoints
     from pevl_cli.recorded import read_recorded
+    from pevl_cli.settings import DataSettings, read_data
 
     # Clips that were held out are found again as they were drawn.
     facts = checkpoints.read_facts(checkpoints.find(checkpoint))
@@ -684,6 +755,32 @@ def benchmark(
     _print_outcome(outcome)
     if measuring.seen_in_training(outcome.split, manifest, checkpoint):
         _warn("the checkpoint was trained on these clips: the figures say nothing of new ones")
+
+
+def _ablate(
+    name: str,
+    config: str | None,
+    given: dict[str, Any],
+    assignments: list[str],
+    seeds: list[int],
+    output: Path | None,
+) -> None:
+    from pevl_cli.settings import load_settings, read_data
+
+    settings = load_settings(config, given, assignments)
+    manifest = read_data(settings.data, 0)
+    for warning in manifest.warnings:
+        _warn(warning)
+
+    from pevl_cli import ablation
+    from pevl_cli import train as training
+
+    recorded = training.recorded_poses(settings, manifest)
+    with _AblationView() as view:
+        found = ablation.ablate(name, settings, manifest, recorded, seeds, view)
+    table = ablation.markdown(name, found, ablation.told(settings, manifest))
+    _write(table, settings.folder / f"{name}.md")
+    _write(table, output)
 
 
 data = typer.Typer(
@@ -886,6 +983,27 @@ class _TrainingView:
                 f"top-1 {event.train_top1:.0%} waited {event.wait:.0%}"
             )
         self.progress.update(self.task, completed=event.done, description=what, facts=facts)
+
+
+class _AblationView(_TrainingView):
+    """The same for run after run, each with its name above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = ""
+
+    def __enter__(self) -> Callable[[str, Event], None]:  # type: ignore[override]
+        self.progress.start()
+        return self.show_run
+
+    def show_run(self, run: str, event: Event) -> None:
+        if run != self.run:
+            self.run = run
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+                self.task = None
+            self.progress.console.print(run, highlight=False)
+        self.show(event)
 
 
 def _print_result(result: Result, settings: TrainSettings) -> None:

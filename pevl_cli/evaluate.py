@@ -1,27 +1,16 @@
-"""How often a model is right: similarities of many clips, and their metrics."""
+"""A model's similarities of many clips with a label set."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.pevl import PeVL, Texts
 from pevl_cli.samples import Sample, collate, view
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    top1: float
-    mean_class: float
-    count: int
-    per_class: dict[str, float]
-    confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
 
 
 def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
@@ -51,18 +40,3 @@ def similarities(
         assert total is not None
         rows.append((total / views).float().cpu())
     return torch.cat(rows)
-
-
-def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
-    """Share of clips whose best text is the right one; and its mean over classes that occur."""
-    true, given = np.asarray(labels), similarity.argmax(1).numpy()
-    right = given == true
-    per_class = {names[c]: float(right[true == c].mean()) for c in np.unique(true)}
-    mixed = Counter(zip(true[~right].tolist(), given[~right].tolist(), strict=True))
-    return Accuracy(
-        float(right.mean()),
-        float(np.mean(list(per_class.values()))),
-        len(true),
-        per_class,
-        [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
-    )

@@ -45,9 +45,10 @@ from pevl_cli.clips import (
 )
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import Accuracy, accuracy, encode_labels, similarities
+from pevl_cli.evaluate import encode_labels, similarities
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
+from pevl_cli.metrics import Accuracy, accuracy
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.pevl import Batch, Features, PeVL

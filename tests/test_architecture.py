@@ -18,9 +18,10 @@ LAYERS = (
     {"pose", "datasets"},
     {"recorded", "settings"},
     {"samples", "extract"},
-    {"evaluate", "clips", "run"},
+    {"evaluate", "metrics", "cost", "clips", "run"},
     {"recognise", "train"},
     {"report", "plan", "benchmark"},
+    {"ablation"},
     {"cli"},
     {"__main__"},
 )
@@ -32,6 +33,7 @@ ONLY = {
     "open_clip": {"model.clip"},
     "lightning_fabric": {"train"},
     "yaml": {"settings", "run", "cli"},
+    "sklearn": {"metrics"},
     "transformers": set[str](),
 }
 MODEL_MAY_USE = {"", "errors", "labels", "cache"}

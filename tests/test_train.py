@@ -29,8 +29,9 @@ from pevl_cli.cache import cache_folder
 from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
 from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import Accuracy, encode_labels
+from pevl_cli.evaluate import encode_labels
 from pevl_cli.labels import LabelSet
+from pevl_cli.metrics import Accuracy
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import Batch, PeVL
@@ -530,7 +531,7 @@ def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def test(*_: object) -> Accuracy:
         value = next(values)
-        return Accuracy(value, value, 3, {}, [])
+        return Accuracy(value, 1.0, value, 3, {}, [])
 
     monkeypatch.setattr(training.Trainer, "test", test)
     result = training.train(settings)

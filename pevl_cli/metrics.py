@@ -1,0 +1,188 @@
+"""How right answers are, how sure that is, and how much scores mean: figures from similarities.
+
+Shapes: N clips, C classes. Similarities are those of `PeVL.forward`, in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+from scipy.stats import binomtest, bootstrap
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from torch import Tensor
+
+LEVEL = 0.95  # of intervals
+RESAMPLES = 2000
+BINS = 15  # of scores, for the calibration error
+# Temperatures that are tried: from CLIP's sharpest 0.01 down and up.
+LOWEST, HIGHEST = 1e-3, 10.0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """All in [0, 1]."""
+
+    top1: float
+    top5: float  # the right label is among the first five
+    mean_class: float
+    count: int
+    per_class: dict[str, float]
+    confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
+
+
+def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
+    """Share of clips whose best text is the right one; and its mean over classes that occur."""
+    true, given = np.asarray(labels), similarity.argmax(1).numpy()
+    right = given == true
+    per_class = {names[c]: float(right[true == c].mean()) for c in np.unique(true)}
+    mixed = Counter(zip(true[~right].tolist(), given[~right].tolist(), strict=True))
+    top5 = 1.0
+    if len(names) > 5:
+        classes = np.arange(len(names))
+        top5 = top_k_accuracy_score(true, similarity.double().numpy(), k=5, labels=classes)
+    return Accuracy(
+        float(right.mean()),
+        float(top5),
+        float(np.mean(list(per_class.values()))),
+        len(true),
+        per_class,
+        [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
+    )
+
+
+# -- how much scores mean ---------------------------------------------------------------------
+
+
+def fit_temperature(similarity: Tensor, labels: Sequence[int]) -> float:
+    """The τ for which softmax(S/τ) is the likeliest to have given the right labels.
+
+    Source: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2.
+    """
+    values, true = similarity.double().numpy(), np.asarray(labels)
+    classes = np.arange(values.shape[1])
+
+    def surprise(log_temperature: float) -> float:
+        scores = softmax(values / np.exp(log_temperature), axis=1)
+        return float(log_loss(true, scores, labels=classes))
+
+    bounds = (np.log(LOWEST), np.log(HIGHEST))
+    return float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Of the first answers: how often they are right where the model is so sure."""
+
+    score: list[float]  # mean score of each bin that has clips
+    right: list[float]  # share of right answers in it
+    error: float  # expected calibration error: their mean distance, weighted by clips
+
+
+def reliability(similarity: Tensor, labels: Sequence[int], temperature: float) -> Reliability:
+    scores = softmax(similarity.double().numpy() / temperature, axis=1)
+    best = np.clip(scores.max(1), 0, 1)
+    right = scores.argmax(1) == np.asarray(labels)
+    share, mean = calibration_curve(right, best, n_bins=BINS)
+    clips = np.histogram(best, np.linspace(0, 1, BINS + 1))[0]
+    error = float(np.average(np.abs(share - mean), weights=clips[clips > 0]))
+    return Reliability(mean.tolist(), share.tolist(), error)
+
+
+# -- how sure figures are ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+
+def intervals(
+    right: np.ndarray, labels: Sequence[int], groups: Sequence[str]
+) -> dict[str, Interval]:
+    """95 % intervals of top-1 and mean class, by bootstrap over clips, or groups of them.
+
+    right (N,) bool. Clips of one person or one source video are alike, so where ``groups`` names
+    any, whole groups are drawn.
+    """
+    who = _whose(groups)
+    classes, column = np.unique(labels, return_inverse=True)
+    hits, clips = (np.zeros((who.max() + 1, len(classes))) for _ in range(2))
+    np.add.at(hits, (who, column), right)
+    np.add.at(clips, (who, column), 1)
+
+    def top1(drawn_hits: np.ndarray, drawn_clips: np.ndarray) -> np.ndarray:
+        return drawn_hits.sum(-1) / drawn_clips.sum(-1)
+
+    def mean_class(drawn_hits: np.ndarray, drawn_clips: np.ndarray) -> np.ndarray:
+        share = drawn_hits / np.where(drawn_clips > 0, drawn_clips, np.nan)
+        return np.nanmean(share, -1)
+
+    return {
+        name: _bootstrap(lambda w, f=figure: f(w @ hits, w @ clips), len(hits))
+        for name, figure in {"top1": top1, "mean_class": mean_class}.items()
+    }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same clips."""
+
+    difference: float  # top-1 of the second less that of the first
+    interval: Interval  # of it, by bootstrap as in `intervals`
+    only_first: int  # clips that only the first names rightly
+    only_second: int
+    p_value: float  # McNemar's exact test: that such clips are as many on either side
+
+
+def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Paired:
+    """Compare right answers (N,) bool of two models, clip by clip."""
+    who = _whose(groups)
+    gain = np.bincount(who, second.astype(float) - first)
+    clips = np.bincount(who).astype(float)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    apart = only_first + only_second
+    return Paired(
+        difference=float(second.mean() - first.mean()),
+        interval=_bootstrap(lambda w: (w @ gain) / (w @ clips), len(clips)),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=float(binomtest(only_second, apart).pvalue) if apart else 1.0,
+    )
+
+
+def _whose(groups: Sequence[str]) -> np.ndarray:
+    """The group of each clip as a number; a clip without one is a group by itself."""
+    named = [group or f"\0{i}" for i, group in enumerate(groups)]
+    return np.unique(named, return_inverse=True)[1]
+
+
+def _bootstrap(figure: object, count: int) -> Interval:
+    """``figure``: how often each of ``count`` units was drawn, (R, count) -> (R,)."""
+    if count < 2:
+        return Interval(float("nan"), float("nan"))
+
+    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
+        rows = drawn.reshape(-1, count).astype(int)
+        offset = np.arange(len(rows))[:, None] * count
+        times = np.bincount((rows + offset).ravel(), minlength=len(rows) * count)
+        out: np.ndarray = figure(times.reshape(len(rows), count).astype(float))  # type: ignore[operator]
+        return out.reshape(drawn.shape[:-1])
+
+    found = bootstrap(
+        (np.arange(count),),
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=100,
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
