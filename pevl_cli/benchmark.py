@@ -1,106 +1,455 @@
-"""A checkpoint's figures on a data set, by that set's own split and metrics."""
+"""A checkpoint's figures on a data set, by that set's own split and metrics, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from pevl_cli import recognise, run
+from pevl_cli import __version__, recognise, run
 from pevl_cli.clips import Clips, LeftOut
-from pevl_cli.datasets.manifest import Manifest
+from pevl_cli.cost import Cost, cost_of
+from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import Accuracy, accuracy
+from pevl_cli.metrics import (
+    Accuracy,
+    Interval,
+    Reliability,
+    accuracy,
+    intervals,
+    reliability,
+)
 from pevl_cli.model import checkpoint
-from pevl_cli.recorded import RecordedPoses
+from pevl_cli.model.pevl import Texts
+from pevl_cli.recognise import Recogniser
+from pevl_cli.recorded import RecordedPoses, read_recorded
+from pevl_cli.samples import Sample, make_sample
+from pevl_cli.video import sample_clip
 
-CLIPS_AT_ONCE = 16
+FORMAT = 1  # of the JSON
+TOP = 5  # predictions kept of each clip
+SHARE_CLIPS = 64  # that a process is given at a time
+TIMED_CLIPS = 8
+
+Listener = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    clip: str  # its name in the data set
+    label: str  # the right one
+    group: str
+    rank: int  # of the right label among all, from 1
+    score: float  # of the right label
+    predictions: list[tuple[str, float]]  # the first five with their scores
+
+    @property
+    def right(self) -> bool:
+        return self.rank == 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How much the scores mean, at the temperature that `pevl classify` uses."""
+
+    temperature: float
+    fitted_on: str  # a split and its clips; empty = the model's own, fitted by nobody
+    reliability: Reliability
+    error_as_trained: float  # at the temperature of training
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a clip of each stage, one after the other, nothing cached."""
+
+    clips: int  # that were timed
+    decode_s: float | None  # None: there are no videos
+    pose_s: float | None  # None: no detector is asked
+    model_s: float
+    memory_bytes: int | None  # at most, of the process, or of the GPU where there is one
+
+    @property
+    def clips_per_s(self) -> float:
+        return 1 / ((self.decode_s or 0) + (self.pose_s or 0) + self.model_s)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, and on what."""
+    """What was measured, on what, and by what."""
 
     dataset: str
     split: str
     checkpoint: str
     accuracy: Accuracy
+    intervals: dict[str, Interval]  # 95 %, of "top1" and "mean_class"
+    groups: int  # that were drawn for them; 0 = clips were
+    calibration: Calibration
+    labels: list[str]
     left_out: list[LeftOut]
     incomplete: str  # how much of the data set was there, if not all
     views: int
+    cost: Cost
+    speed: Speed | None
+    made: dict[str, Any]  # versions, machine, weights
+    clips: list[ClipResult]
 
     def as_dict(self) -> dict[str, Any]:
-        facts = asdict(self)
+        facts = {"format": FORMAT} | asdict(self)
         facts["left_out"] = [
             {"clip": c.item.name or str(c.item.path), "reason": c.reason} for c in self.left_out
         ]
+        if self.speed is not None:
+            facts["speed"]["clips_per_s"] = self.speed.clips_per_s
         return facts
 
 
 def benchmark(
     manifest: Manifest,
-    recogniser: recognise.Recogniser,
+    recogniser: Recogniser,
     checkpoint_name: str,
     poses: RecordedPoses | None = None,
     split: str | None = None,
     views: int = 1,
-    listener: Callable[[int, int], None] = lambda done, total: None,
+    listener: Listener = lambda done, total: None,
+    batch: int = 16,
+    workers: int | None = None,
+    processes: int = 1,
+    timed: bool = False,
 ) -> Outcome:
-    """Top-1, mean class and per-class accuracy on a split; by default the one that is published.
+    """All figures on a split; by default the one that is published.
 
-    PevlError when labels do not fit or no clip can be read.
+    ``batch`` clips go through the model at a time, fewer where the memory is too small; ``workers``
+    threads decode; ``processes`` share the clips and the GPUs. None of them changes a figure.
+    ``timed`` also measures the speed. PevlError when labels do not fit or no clip can be read.
     """
     config = recogniser.model.config
     if not config.video and recogniser.detector is None and poses is None:
         raise UsageError(f"{checkpoint_name}: looks at poses only, and cannot do without them.")
-    if split is None and manifest.drawn and not trained_on(manifest, checkpoint_name):
-        split, listed = "all", list(manifest.items)  # nobody said that some are for training
-    else:
-        usual = (s for s in (manifest.tested, "val") if manifest.of(s))
-        split = split or next(usual, manifest.tested)
-        listed = manifest.of(split)
-    if not listed:
-        known = sorted({item.split for item in manifest.items})
-        raise UsageError(f"{manifest.source}: has no split '{split}', but {', '.join(known)}.")
+    split, listed = chosen_split(manifest, checkpoint_name, split)
     labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
     items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
-    clips = Clips(items, labels.names, config, recogniser.detector, 0, poses)
     texts = recogniser.encode(labels)
-    rows, labels_of, left_out = [], [], []
-    samples = []
-    for i, item in enumerate(items):
-        try:
-            samples.append(clips[i])
-            labels_of.append(clips.labels[i])
-        except (PevlError, OSError) as error:
-            left_out.append(LeftOut(item, str(error)))
-        if len(samples) == CLIPS_AT_ONCE:
-            rows.append(similarities(recogniser.model, samples, texts, views))
-            samples = []
-        listener(i + 1, len(items))
-    if samples:
-        rows.append(similarities(recogniser.model, samples, texts, views))
+    given = _Given(items, labels, poses, views, batch, workers or min(os.cpu_count() or 1, 8))
+    found: list[Tensor | str]
+    if processes > 1 and len(items) > 1:
+        found = _shared(recogniser, given, processes, listener)
+    else:
+        found = list(_measured(recogniser, texts, given, listener))
+    rows = [row for row in found if isinstance(row, Tensor)]
+    left_out = [
+        LeftOut(item, row) for item, row in zip(items, found, strict=True) if isinstance(row, str)
+    ]
     if not rows:
         why = f"; the first: {left_out[0].reason}" if left_out else ", nor poses of it"
         raise PevlError(
             f"{manifest.source}: none of the {len(listed)} clips of split '{split}' can be read"
             f"{why}"
         )
-    bad = {c.item for c in left_out}
-    readable = [item for item in items if item not in bad]
+    readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Tensor)]
+    similarity = torch.stack(rows)
+    place = {name: i for i, name in enumerate(labels.names)}
+    true = [place[item.label] for item in readable]
+    groups = [item.group for item in readable]
+    clips = _results(similarity, true, readable, labels, recogniser.temperature)
+    facts = checkpoint.read_facts(checkpoint.find(checkpoint_name))
+    fitted = facts.calibration
+    own = float(recogniser.model.temperature.detach())
     return Outcome(
         dataset=manifest.title,
         split=split,
         checkpoint=checkpoint_name,
-        accuracy=accuracy(torch.cat(rows), labels_of, labels.names),
+        accuracy=accuracy(similarity, true, labels.names),
+        intervals=intervals(np.array([c.right for c in clips]), true, groups),
+        groups=len({g for g in groups if g}),
+        calibration=Calibration(
+            recogniser.temperature,
+            "" if fitted is None else f"{fitted.split}, {fitted.clips} clips",
+            reliability(similarity, true, recogniser.temperature),
+            reliability(similarity, true, own).error,
+        ),
+        labels=list(labels.names),
         left_out=left_out,
         incomplete=manifest.incomplete(readable, () if split == "all" else (split,)),
         views=views,
+        cost=cost_of(recogniser.model, labels),
+        speed=_speed(recogniser, texts, given, readable) if timed else None,
+        made={
+            "pevl": __version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "device": _device_name(recogniser.device),
+            "precision": recogniser.precision,
+            "pose_weights": None if recogniser.detector is None else recogniser.detector.digest(),
+            "poses": None if poses is None else poses.digest(),
+            "data_hash": run.data_hash(manifest),
+            "config": config.name,
+            "training": {k: facts.training.get(k) for k in ("data", "seed", "epochs_done")},
+        },
+        clips=clips,
     )
+
+
+def chosen_split(
+    manifest: Manifest, checkpoint_name: str, split: str | None
+) -> tuple[str, list[Item]]:
+    """The split to measure, or the usual one, with its clips. UsageError if there is none."""
+    if split is None and manifest.drawn and not trained_on(manifest, checkpoint_name):
+        return "all", list(manifest.items)  # nobody said that some are for training
+    usual = (s for s in (manifest.tested, "val") if manifest.of(s))
+    split = split or next(usual, manifest.tested)
+    listed = manifest.of(split)
+    if not listed:
+        known = sorted({item.split for item in manifest.items})
+        raise UsageError(f"{manifest.source}: has no split '{split}', but {', '.join(known)}.")
+    return split, listed
+
+
+# -- measuring ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is measured, and how."""
+
+    items: Sequence[Item]
+    labels: LabelSet
+    poses: RecordedPoses | None
+    views: int
+    batch: int
+    workers: int
+
+
+def _measured(
+    recogniser: Recogniser, texts: Texts, given: _Given, listener: Listener
+) -> Iterator[Tensor | str]:
+    """For each clip its similarities (C,), or why it cannot be read."""
+    clips = Clips(
+        given.items,
+        given.labels.names,
+        recogniser.model.config,
+        recogniser.detector,
+        0,
+        given.poses,
+    )
+    samples = _read(clips, given.workers, 2 * given.batch)
+    done = 0
+    while group := list(islice(samples, given.batch)):
+        there = [s for s in group if isinstance(s, Sample)]
+        rows = iter(_forward(recogniser, there, texts, given.views, given.batch) if there else ())
+        for sample in group:
+            done += 1
+            listener(done, len(given.items))
+            yield next(rows) if isinstance(sample, Sample) else sample
+
+
+def _read(clips: Clips, workers: int, ahead: int) -> Iterator[Sample | str]:
+    """The clips in their order, decoded by threads, a few ahead; or why one cannot be."""
+
+    def one(i: int) -> Sample | str:
+        try:
+            return clips[i]
+        except (PevlError, OSError) as error:
+            return str(error)
+
+    waiting: deque[Future[Sample | str]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for i in range(len(clips)):
+                waiting.append(pool.submit(one, i))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _forward(
+    recogniser: Recogniser, samples: list[Sample], texts: Texts, views: int, batch: int
+) -> Tensor:
+    """Similarities (N, C); with fewer clips at a time where the memory is too small for all."""
+    while True:
+        try:
+            return similarities(recogniser.model, samples, texts, views, batch)
+        except RuntimeError as error:
+            full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+            if not full:
+                raise
+            if batch == 1:
+                raise PevlError(
+                    "the memory is too small for one clip. Try --precision bf16, or --device cpu."
+                ) from error
+        batch = max(batch // 2, 1)
+
+
+_own: tuple[Recogniser, Texts, RecordedPoses | None] | None = None  # of a process that shares
+
+
+def _begin(
+    loaded_by: dict[str, Any],
+    labels: LabelSet,
+    poses: tuple[Any, str | None] | None,
+    numbers: Any,
+) -> None:
+    """In a new process: load what it needs, on the GPU that is its turn."""
+    global _own
+    number, of = numbers.get()
+    torch.set_num_threads(max((os.cpu_count() or 1) // of, 1))
+    device = loaded_by["device"]
+    if device == "cuda":
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    recogniser = recognise.load(**{**loaded_by, "device": device})
+    recorded = None if poses is None else read_recorded(*poses)
+    _own = recogniser, recogniser.encode(labels), recorded
+
+
+def _share(given: _Given) -> list[Tensor | str]:
+    assert _own is not None
+    recogniser, texts, poses = _own
+    whole = _Given(given.items, given.labels, poses, given.views, given.batch, given.workers)
+    return list(_measured(recogniser, texts, whole, lambda done, total: None))
+
+
+def _shared(
+    recogniser: Recogniser, given: _Given, processes: int, listener: Listener
+) -> list[Tensor | str]:
+    """As `_measured`, by several processes with a model each."""
+    context = multiprocessing.get_context("spawn")
+    numbers = context.Manager().Queue()
+    for i in range(processes):
+        numbers.put((i, processes))
+    poses = given.poses
+    source = None if poses is None else (poses.source, poses.named_layout)
+    size = min(SHARE_CLIPS, -(-len(given.items) // processes))
+    shares = [
+        _Given(given.items[i : i + size], given.labels, None, given.views, given.batch, 1)
+        for i in range(0, len(given.items), size)
+    ]
+    found: list[Tensor | str] = []
+    pool = ProcessPoolExecutor(
+        processes,
+        mp_context=context,
+        initializer=_begin,
+        initargs=(recogniser.loaded_by, given.labels, source, numbers),
+    )
+    try:
+        for part in pool.map(_share, shares):
+            found += part
+            listener(len(found), len(given.items))
+    except BrokenProcessPool as error:
+        raise PevlError(
+            "a process ended before its time, perhaps for want of memory; try fewer --processes."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _results(
+    similarity: Tensor,
+    true: Sequence[int],
+    items: Sequence[Item],
+    labels: LabelSet,
+    temperature: float,
+) -> list[ClipResult]:
+    scores = (similarity / temperature).softmax(1)
+    first = similarity.argmax(1).tolist()
+    out = []
+    for row, item, t, best, values in zip(similarity, items, true, first, scores, strict=True):
+        # The answer comes first; whatever is as near as the right label does not stand above it.
+        rank = 1 if best == t else max(2, 1 + int((row > row[t]).sum()))
+        order = [best, *(i for i in row.argsort(descending=True).tolist() if i != best)]
+        out.append(
+            ClipResult(
+                clip=item.name or str(item.path),
+                label=item.label,
+                group=item.group,
+                rank=rank,
+                score=float(values[t]),
+                predictions=[(labels.names[i], float(values[i])) for i in order[:TOP]],
+            )
+        )
+    return out
+
+
+def _speed(
+    recogniser: Recogniser, texts: Texts, given: _Given, items: Sequence[Item]
+) -> Speed | None:
+    """Time the stages on the first clips, each alone; their poses are found anew."""
+    config, detector = recogniser.model.config, recogniser.detector
+    cuda = recogniser.device.startswith("cuda")
+    clips = Clips(items, given.labels.names, config, detector, 0, given.poses)
+    stages: dict[str, list[float]] = {"decode": [], "pose": [], "model": []}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(recogniser.device)
+    for i, item in enumerate(items[: TIMED_CLIPS + 1]):
+        if item.there and config.video:
+            with suppress(PevlError, OSError):
+                times = [time.perf_counter()]
+                clip = sample_clip(item.path, config.pose_frames, item.start_s, item.end_s)
+                times.append(time.perf_counter())
+                recording = None if given.poses is None else given.poses.get(item.name)
+                actor = None
+                if recording is not None:
+                    actor = recording.actor_in(clip)
+                elif detector is not None:
+                    actor = detector.actor(clip, use_cache=False)
+                times.append(time.perf_counter())
+                sample = make_sample(clip, actor, config)
+                times.append(time.perf_counter())
+                stages["decode"].append(times[1] - times[0] + times[3] - times[2])
+                if detector is not None and recording is None:
+                    stages["pose"].append(times[2] - times[1])
+        else:
+            sample = clips[i]
+        began = time.perf_counter()
+        similarities(recogniser.model, [sample], texts, given.views)  # its result is on the CPU
+        stages["model"].append(time.perf_counter() - began)
+    # The first of each loads weights and kernels.
+    mean = {k: float(np.mean(v[1:] or v)) for k, v in stages.items() if v}
+    return Speed(
+        clips=max(len(stages["model"]) - 1, 1),
+        decode_s=mean.get("decode"),
+        pose_s=mean.get("pose"),
+        model_s=mean["model"],
+        memory_bytes=_peak_memory(recogniser.device),
+    )
+
+
+def _peak_memory(device: str) -> int | None:
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    return device
+
+
+# -- what fits ----------------------------------------------------------------------------------
 
 
 def trained_on(manifest: Manifest, checkpoint_name: str) -> bool:

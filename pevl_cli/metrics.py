@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest, bootstrap
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
 LEVEL = 0.95  # of intervals
@@ -34,6 +34,7 @@ class Accuracy:
     count: int
     per_class: dict[str, float]
     confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
+    temperature: float  # at which scores would fit these very answers best
 
 
 def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
@@ -53,6 +54,7 @@ def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) ->
         len(true),
         per_class,
         [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
+        fit_temperature(similarity, labels),
     )
 
 
@@ -62,14 +64,19 @@ def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) ->
 def fit_temperature(similarity: Tensor, labels: Sequence[int]) -> float:
     """The τ for which softmax(S/τ) is the likeliest to have given the right labels.
 
-    Source: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2.
+    Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; targets a little
+    below 1 as in Platt 1999, so that a few clips without a mistake do not make it sure of all.
     """
     values, true = similarity.double().numpy(), np.asarray(labels)
-    classes = np.arange(values.shape[1])
+    count, classes = values.shape
+    if classes < 2:
+        return 1.0
+    doubt = 1 / (count + 2)
+    target = np.full(values.shape, doubt / (classes - 1))
+    target[np.arange(count), true] = 1 - doubt
 
     def surprise(log_temperature: float) -> float:
-        scores = softmax(values / np.exp(log_temperature), axis=1)
-        return float(log_loss(true, scores, labels=classes))
+        return -float((target * log_softmax(values / np.exp(log_temperature), axis=1)).sum())
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
     return float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))

@@ -36,7 +36,7 @@ DEFAULT_CHECKPOINT = "pevl-mini"
 @dataclass(frozen=True)
 class Prediction:
     label: str
-    score: float  # softmax over all labels, in [0, 1]
+    score: float  # softmax over all labels, in [0, 1], at the temperature fitted in training
     similarity: float  # S of Eq. (4), in [-1, 1]
 
 
@@ -77,11 +77,15 @@ class Recogniser:
         detector: PoseDetector | None,
         device: str = "cpu",
         precision: str = "auto",
+        temperature: float | None = None,
     ) -> None:
         self.device = device
         self.precision = choose_precision(precision, device, model.config.frozen_base)
         self.model = model.cast(PRECISIONS[self.precision]).to(device).eval()
         self.labels, self.detector = labels, detector
+        # Of the scores: fitted after training, else that of training.
+        self.temperature = temperature or float(self.model.temperature.detach())
+        self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
 
@@ -103,7 +107,7 @@ class Recogniser:
         texts = self.encode(label_set)
         sample = self.read(video, start_s, end_s)
         similarity = similarities(self.model, [sample], texts, views)[0]
-        scores = (similarity / self.model.temperature.detach().float().cpu()).softmax(0)
+        scores = (similarity / self.temperature).softmax(0)
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
             video=str(video),
@@ -222,13 +226,23 @@ def load(
     a checkpoint it says where that checkpoint's CLIP weights are.
     """
     device = choose_device(device)
+    given = {
+        "checkpoint_name": checkpoint_name,
+        "clip": clip,
+        "pose_weights": pose_weights,
+        "use_pose": use_pose,
+        "device": device,
+        "precision": precision,
+    }
     if clip is not None and checkpoint_name is None:
         name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
         state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
         model = PeVL(config)
         model.load_state_dict(state, strict=False)  # the rest is temperatures, at CLIP's value
         model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
-        return Recogniser(model, None, digest, None, device, precision)
+        made = Recogniser(model, None, digest, None, device, precision)
+        made.loaded_by = given
+        return made
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
     facts = checkpoint.read_facts(folder)
     needed = facts.model.pose or facts.model.crop != "full"
@@ -237,7 +251,10 @@ def load(
         detector.digest()  # weights that cannot be had are told once, before the model is loaded
     model, facts = checkpoint.load(folder, clip)
     key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
-    return Recogniser(model, facts.label_set, key, detector, device, precision)
+    fitted = None if facts.calibration is None else facts.calibration.temperature
+    made = Recogniser(model, facts.label_set, key, detector, device, precision, fitted)
+    made.loaded_by = given
+    return made
 
 
 def plain_clip(config: ModelConfig) -> ModelConfig:

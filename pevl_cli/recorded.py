@@ -144,6 +144,7 @@ class RecordedPoses:
         self, source: Path, entries: dict[str, Callable[[], Recording]], layout: str | None = None
     ) -> None:
         self.source = source
+        self.named_layout = layout  # of its joints, if somebody said it
         self._entries, self._layout = entries, layout
         self._digest: str | None = None
         last: dict[str, str | None] = {}  # by the last part of a name, where that is unique

@@ -837,7 +837,12 @@ class Trainer:
             "val_mean_class": None if result.last is None else round(result.last.mean_class, 4),
         }
         model = self.tested_model
-        stored = checkpoint.facts_of(model.config, self.labels, base, training)
+        fitted = None
+        if result.last is not None:
+            fitted = checkpoint.Calibration(
+                temperature=result.last.temperature, split="val", clips=result.last.count
+            )
+        stored = checkpoint.facts_of(model.config, self.labels, base, training, fitted)
         checkpoint.save(folder, model.state_dict(), stored)
 
 

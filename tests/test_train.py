@@ -531,7 +531,7 @@ def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def test(*_: object) -> Accuracy:
         value = next(values)
-        return Accuracy(value, 1.0, value, 3, {}, [])
+        return Accuracy(value, 1.0, value, 3, {}, [], 0.1)
 
     monkeypatch.setattr(training.Trainer, "test", test)
     result = training.train(settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,6 +46,16 @@ class Base(BaseModel):
     digest: str
 
 
+class Calibration(BaseModel):
+    """The temperature at which scores mean something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(gt=0)
+    split: str  # that it was fitted on
+    clips: int
+
+
 class Facts(BaseModel):
     """Everything of a checkpoint that is not a weight."""
 
@@ -55,6 +65,7 @@ class Facts(BaseModel):
     model: ModelConfig
     labels: Labels
     base: Base | None = None
+    calibration: Calibration | None = None
     training: dict[str, Any] = {}
 
     @property
@@ -63,9 +74,19 @@ class Facts(BaseModel):
 
 
 def facts_of(
-    config: ModelConfig, labels: LabelSet, base: Base | None, training: dict[str, Any]
+    config: ModelConfig,
+    labels: LabelSet,
+    base: Base | None,
+    training: dict[str, Any],
+    calibration: Calibration | None = None,
 ) -> Facts:
-    return Facts(model=config, labels=Labels(**vars(labels)), base=base, training=training)
+    return Facts(
+        model=config,
+        labels=Labels(**vars(labels)),
+        base=base,
+        calibration=calibration,
+        training=training,
+    )
 
 
 def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
