@@ -1,4 +1,4 @@
-"""The command `pevl`: options, tables and progress. The only file that knows typer and rich.
+"""The command `pevl` and its options. The only file that knows typer.
 
 Heavy imports stand inside the commands, so that `pevl --help` is quick and a wrong path is told
 before torch is loaded. Results go to stdout, everything else to stderr.
@@ -7,29 +7,20 @@ before torch is loaded. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pevl_cli import __version__
+from pevl_cli import __version__, console
 from pevl_cli.errors import PevlError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pevl_cli.benchmark import Outcome
     from pevl_cli.datasets.manifest import Item, Manifest
-    from pevl_cli.plan import Plan
     from pevl_cli.pose import PoseDetector
     from pevl_cli.recognise import Answer
-    from pevl_cli.settings import TrainSettings
-    from pevl_cli.train import Event, Result
 
 app = typer.Typer(
     name="pevl",
@@ -38,9 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# Set by --debug: show where an error came from.
-debug = False
 
 
 class Format(StrEnum):
@@ -138,8 +126,7 @@ def _main(
         bool, typer.Option("--debug", help="Show where an error came from.")
     ] = False,
 ) -> None:
-    global debug
-    debug = debug_errors
+    console.debug = debug_errors
 
 
 @app.command()
@@ -196,16 +183,16 @@ def classify(
             answers.append(recogniser.classify(path, label_set, top_k, views, start, end))
         except PevlError as error:
             failed += 1
-            _tell(error)
+            console.tell_error(error)
             continue
         if format is Format.table and output is None:
-            _print_answer(answers[-1])
+            console.show_answer(answers[-1])
     if format is Format.json:
         _write(report.answers_json(answers), output)
     elif format is Format.csv:
         _write(report.answers_csv(answers), output)
     elif output is not None:
-        _write(_as_text(answers), output)
+        _write(console.as_text(answers), output)
     _end_batch(failed, len(paths))
 
 
@@ -300,7 +287,7 @@ def pose(
             records.append(_pose_of(path, detector, frames, start, end, draw))
         except PevlError as error:
             failed += 1
-            _tell(error)
+            console.tell_error(error)
     _write(json.dumps(records), output)
     _end_batch(failed, len(paths))
 
@@ -325,7 +312,7 @@ def _recorded(
         raise UsageError(f"{path}: has no clip '{clip}', but {', '.join(poses.names[:3])}, ...")
     actor = recording.actor()
     if not actor.seen.any():
-        _warn(f"{path}: nobody is seen in it.")
+        console.warn(f"{path}: nobody is seen in it.")
     if draw is not None:
         report.draw_recording(draw, recording, actor)
     return report.recorded_record(recording, actor)
@@ -361,14 +348,14 @@ def _keep_poses(
     if not there:
         raise PevlError(f"{names[0]}: none of its {len(items)} clips has a video on disk.")
     if len(there) < len(items):
-        _warn(f"{len(items) - len(there):,} of {len(items):,} clips have no video on disk")
+        console.warn(f"{len(items) - len(there):,} of {len(items):,} clips have no video on disk")
 
     from pevl_cli import extract
     from pevl_cli.hardware import choose_device
 
     if shard is not None:
         there = extract.shard(there, shard)
-    with _ClipProgress("looking for people") as listener:
+    with console.ClipProgress("looking for people") as listener:
         summary = extract.extract(
             there,
             store,
@@ -380,9 +367,9 @@ def _keep_poses(
             listener,
         )
     for name, reason in list(summary.failed.items())[:10]:
-        _tell(PevlError(f"{name}: {reason}"))
+        console.tell_error(PevlError(f"{name}: {reason}"))
     if summary.nobody:
-        _warn(f"nobody was found in {summary.nobody} of {summary.clips} clips")
+        console.warn(f"nobody was found in {summary.nobody} of {summary.clips} clips")
     if export is not None and output is not None:
         from pevl_cli import recorded
 
@@ -443,7 +430,7 @@ def _pose_of(
     if frames is Frames.sampled:
         clip = sample_clip(path, 48, start, end)
         for warning in clip.warnings:
-            _warn(f"{path}: {warning}")
+            console.warn(f"{path}: {warning}")
         actor, indices, places = detector.actor(clip), clip.indices, clip.frame_of
         timeline = read_timeline(path)
     else:
@@ -452,7 +439,7 @@ def _pose_of(
         actor = detector.find_actor(Footage.of_video(timeline, indices))
         places = np.arange(len(indices))
     if not actor.seen.any():
-        _warn(f"{path}: nobody was found in it.")
+        console.warn(f"{path}: nobody was found in it.")
     if draw is not None:
         report.draw_actor(draw, timeline, actor, indices)
     return report.pose_record(str(path), timeline, actor, indices, places)
@@ -591,7 +578,7 @@ def train(
     manifest = read_data(settings.data, settings.run.seed)
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
     for warning in manifest.warnings if first else ():
-        _warn(warning)
+        console.warn(warning)
 
     from pevl_cli import train as training
 
@@ -600,18 +587,18 @@ def train(
     recorded = training.recorded_poses(settings, manifest)
     settings = training.fitted(settings, manifest, recorded)
     if first and recorded is not None:
-        _warn_of_no_poses(training.without_poses(manifest.items, recorded), recorded.source)
+        console.warn_of_no_poses(training.without_poses(manifest.items, recorded), recorded.source)
     if dry_run:
         from pevl_cli.plan import make_plan
 
-        _print_plan(settings, make_plan(settings, manifest))
+        console.show_plan(settings, make_plan(settings, manifest))
         return
     if not first:  # one process of several tells what happens
         training.train(settings, resume=resume, manifest=manifest, poses=recorded)
         return
-    with _TrainingView() as view:
+    with console.TrainingView() as view:
         result = training.train(settings, view, resume, manifest, recorded)
-    _print_result(result, settings)
+    console.show_result(result, settings)
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -686,6 +673,9 @@ def benchmark(
 
     Example: pevl benchmark --dataset haa500 --root DIR --checkpoint runs/haa500-mini/best
     """
+    if compare:
+        _compare(results or [], output)
+        return
     if results:
         raise UsageError(f"{results[0]}: folders of results go with --compare.")
     if dataset is None:
@@ -734,10 +724,10 @@ def benchmark(
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold, **drawn)
     manifest = read_data(data, int(made.get("seed", 0)), facts.label_set)
     for warning in manifest.warnings:
-        _warn(warning)
+        console.warn(warning)
     source = poses or (manifest.poses if pose_weights is None else None)
     recorded = None if source is None or no_pose else read_recorded(source, layout)
-    _warn_of_no_poses(training.without_poses(manifest.items, recorded), source)
+    console.warn_of_no_poses(training.without_poses(manifest.items, recorded), source)
     recogniser = recognise.load(
         checkpoint,
         clip,
@@ -746,15 +736,41 @@ def benchmark(
         device,
         precision.value,
     )
-    with _ClipProgress("measuring") as listener:
+    with console.ClipProgress("measuring") as listener:
         outcome = measuring.benchmark(
-            manifest, recogniser, checkpoint, recorded, split, views, listener
+            *(manifest, recogniser, checkpoint, recorded, split, views, listener),
+            *(batch_size, workers, processes, output is None),
         )
     if output is not None:
         _write(json.dumps(outcome.as_dict(), indent=1), output)
-    _print_outcome(outcome)
+    else:
+        from pevl_cli import page
+
+        name = Path(checkpoint).resolve().parent.name if Path(checkpoint).is_dir() else ""
+        name = "-".join(p for p in (name, Path(checkpoint).name) if p)
+        folder = out or Path("runs") / f"{outcome.dataset}-{outcome.split}-by-{name}"
+        page.write_report(folder, outcome, manifest, recogniser, recorded)
+    console.show_outcome(outcome)
+    if output is None:
+        print(f"report: {folder / 'report.html'}")
     if measuring.seen_in_training(outcome.split, manifest, checkpoint):
-        _warn("the checkpoint was trained on these clips: the figures say nothing of new ones")
+        console.warn("the checkpoint was trained on these clips: the figures say nothing of others")
+
+
+def _compare(folders: list[Path], output: Path | None) -> None:
+    import json
+
+    _check_output(output)
+    from pevl_cli import compare
+
+    results = [compare.read_result(folder) for folder in folders]
+    found = compare.compare(results)
+    if output is None:
+        console.show_comparison(found)
+    elif output.suffix == ".md":
+        _write(compare.markdown(found), output)
+    else:
+        _write(json.dumps(found.as_dict(), indent=1), output)
 
 
 def _ablate(
@@ -770,13 +786,13 @@ def _ablate(
     settings = load_settings(config, given, assignments)
     manifest = read_data(settings.data, 0)
     for warning in manifest.warnings:
-        _warn(warning)
+        console.warn(warning)
 
     from pevl_cli import ablation
     from pevl_cli import train as training
 
     recorded = training.recorded_poses(settings, manifest)
-    with _AblationView() as view:
+    with console.AblationView() as view:
         found = ablation.ablate(name, settings, manifest, recorded, seeds, view)
     table = ablation.markdown(name, found, ablation.told(settings, manifest))
     _write(table, settings.folder / f"{name}.md")
@@ -808,9 +824,6 @@ def check_data(
 
     Example: pevl data check gym99 --root DIR --output missing.csv
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from pevl_cli.datasets.manifest import SPLITS
     from pevl_cli.settings import DataSettings, read_data
 
@@ -823,12 +836,8 @@ def check_data(
 
         recorded = read_recorded(source)
     for warning in manifest.warnings:
-        _warn(warning)
-    table = Table(title=manifest.name or name, title_justify="left")
-    table.add_column("split")
-    columns = ("official", "listed", "own clip", "in a longer video", "poses", "missing")
-    for column in columns:
-        table.add_column(column, justify="right")
+        console.warn(warning)
+    rows: list[tuple[int | str, ...]] = []
     missing: list[Item] = []
     for split in SPLITS:
         items = manifest.of(split)
@@ -841,11 +850,9 @@ def check_data(
         missing += gone
         cut = sum(i.start_s is not None for i in there)
         official = manifest.official.get(split)
-        cells = (len(items), len(there) - cut, cut, len(posed), len(gone))
-        table.add_row(
-            split, "" if official is None else f"{official:,}", *(f"{n:,}" for n in cells)
-        )
-    Console().print(table)
+        counts = (len(items), len(there) - cut, cut, len(posed), len(gone))
+        rows.append((split, "" if official is None else official, *counts))
+    console.show_missing(manifest.name or name, rows)
     if source is not None:
         print(f"poses: {source}")
     if output is not None:
@@ -855,57 +862,6 @@ def check_data(
         print(f"{len(missing)} missing clips are listed in {output}")
     elif missing:
         print(f"missing, for example: {missing[0].name or missing[0].path}; all with --output")
-
-
-def _warn_of_no_poses(count: int, source: Path | None) -> None:
-    if count:
-        _warn(f"{count} clips have no poses in {source}; they are judged by their pictures alone")
-
-
-def _print_outcome(outcome: Outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    got = outcome.accuracy
-    console = Console()
-    table = Table(title=f"{outcome.dataset}, split {outcome.split}", title_justify="left")
-    table.add_column("action")
-    table.add_column("accuracy", justify="right")
-    weakest = sorted(got.per_class.items(), key=lambda item: item[1])
-    shown = weakest if len(weakest) <= 30 else weakest[:20]
-    for label, value in shown:
-        table.add_row(label, f"{value:.1%}")
-    console.print(table)
-    if len(shown) < len(weakest):
-        print(f"the {len(shown)} weakest of {len(weakest)} actions; all with --output FILE.json")
-    print(f"top-1 {got.top1:.1%}, mean class {got.mean_class:.1%} on {got.count:,} clips")
-    if outcome.incomplete:
-        print(f"incomplete: {outcome.incomplete}")
-    for clip in outcome.left_out[:5]:
-        _warn(f"left out: {clip.reason}")
-
-
-class _ClipProgress:
-    """A bar of clips done, with the time left."""
-
-    def __init__(self, what: str) -> None:
-        from rich.progress import Progress
-
-        self.progress = Progress(*Progress.get_default_columns(), console=_console())
-        self.what = what
-        self.task: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.progress.start()
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, done: int, total: int) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task(self.what, total=total)
-        self.progress.update(self.task, completed=done)
 
 
 def _stored_settings(out: Path | None, dataset: Path | None) -> str | None:
@@ -932,199 +888,6 @@ def _assigns(assignments: list[str] | None) -> bool:
     return any(a.partition("=")[0].strip() == "data.dataset" for a in assignments or ())
 
 
-class _TrainingView:
-    """Live progress: what is being done, loss, rate, accuracy, time left."""
-
-    def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = _console()
-        self.progress = Progress(
-            TextColumn("{task.description:<11}"),  # all of it fits into 80 columns
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[facts]:<41}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-        )
-        self.stage = ""
-        self.task: Any = None
-
-    def __enter__(self) -> Callable[[Event], None]:
-        self.progress.start()
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, event: Event) -> None:
-        if event.val is not None:
-            self.progress.console.print(
-                f"epoch {event.epoch:>3}: validation top-1 {event.val.top1:.1%}, "
-                f"mean class {event.val.mean_class:.1%}"
-            )
-            return
-        if event.stage != self.stage or self.task is None or event.done == 1:
-            self.stage = event.stage
-            if event.stage == "checking" and event.total == 0:
-                return
-            self.task = self.progress.add_task(event.stage, total=event.total, facts="")
-        facts, what = f"{event.done} of {event.total} clips", event.stage
-        if event.loss is not None:
-            what = f"epoch {event.epoch}"
-            facts = (
-                f"loss {event.loss:.2f} rate {event.learning_rate:.0e} "
-                f"top-1 {event.train_top1:.0%} waited {event.wait:.0%}"
-            )
-        self.progress.update(self.task, completed=event.done, description=what, facts=facts)
-
-
-class _AblationView(_TrainingView):
-    """The same for run after run, each with its name above it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.run = ""
-
-    def __enter__(self) -> Callable[[str, Event], None]:  # type: ignore[override]
-        self.progress.start()
-        return self.show_run
-
-    def show_run(self, run: str, event: Event) -> None:
-        if run != self.run:
-            self.run = run
-            if self.task is not None:
-                self.progress.remove_task(self.task)
-                self.task = None
-            self.progress.console.print(run, highlight=False)
-        self.show(event)
-
-
-def _print_result(result: Result, settings: TrainSettings) -> None:
-    """What was learnt, what is still mixed up, and how to use it."""
-    console = _console()
-
-    def tell(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    if result.left_out:
-        for clip in result.left_out[:10]:
-            tell(f"left out: {clip.reason}", "yellow")
-        tell(
-            f"{len(result.left_out)} clips were left out, all listed with the reason in "
-            f"{result.folder / 'left_out.csv'}",
-            "yellow",
-        )
-    if result.incomplete:
-        tell(f"the data set is incomplete here: {result.incomplete}", "yellow")
-    if result.interrupted:
-        tell(
-            f"stopped after {result.epochs} epochs; the checkpoints are usable, and the same "
-            "command with --resume goes on."
-        )
-    if result.stopped_early:
-        tell(f"stopped after {result.epochs} epochs, as it did not get better any more.")
-    spent = (
-        f"trained on {result.train_clips} clips in {result.seconds / 60:.1f} min, "
-        f"{result.wait:.0%} of it waiting for clips"
-    )
-    if result.best is None:
-        tell(f"{spent}; without validation clips nobody knows how good it is.")
-    else:
-        best = result.best
-        tell(
-            f"best epoch {result.best_epoch}: top-1 {best.top1:.1%}, mean class "
-            f"{best.mean_class:.1%} on {best.count} validation clips; {spent}"
-        )
-        sure = sum(value == 1 for value in best.per_class.values())
-        tell(f"named without a mistake: {sure} of {len(best.per_class)} actions")
-        weak = sorted(best.per_class.items(), key=lambda item: item[1])[:3]
-        if weak[0][1] < 1:
-            tell("weakest: " + ", ".join(f"{n} {v:.0%}" for n, v in weak if v < 1))
-        if best.confused:
-            tell(
-                "mixed up most: "
-                + ", ".join(f"{t} taken for {g} ({n}x)" for t, g, n in best.confused[:3])
-            )
-    tell("use it:")
-    line = ["pevl", "classify", "VIDEO", "--checkpoint", str(result.folder / "best")]
-    if settings.model.frozen_base and settings.clip is not None:
-        line += ["--clip", settings.clip]
-    if settings.run.pose_weights is not None:
-        line += ["--pose-weights", str(settings.run.pose_weights)]
-    print(shlex.join(line))
-
-
-def _print_plan(settings: TrainSettings, plan: Plan) -> None:
-    import yaml
-    from rich.console import Console
-    from rich.table import Table
-
-    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    table = Table(title="would train", title_justify="left", show_header=False)
-    for name, value in plan.rows():
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _print_answer(answer: Answer) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table(title=Text(answer.video), title_justify="left", title_style="bold")
-    table.add_column("", justify="right")
-    table.add_column("action")
-    table.add_column("score", justify="right")
-    table.add_column("similarity", justify="right")
-    for rank, p in enumerate(answer.predictions, 1):
-        style = "bold green" if rank == 1 else ""
-        cells = (str(rank), p.label, f"{p.score:.1%}", f"{p.similarity:.3f}")
-        table.add_row(*(Text(c) for c in cells), style=style)
-    console.print(table)
-    if answer.person.box is not None:
-        box = ", ".join(f"{v:.0f}" for v in answer.person.box)
-        console.print(
-            f"person in {answer.person.frames_seen} of {answer.person.frames} frames, "
-            f"box {box} px; {answer.start_s:.2f} to {answer.end_s:.2f} s",
-            highlight=False,
-        )
-    for warning in answer.warnings:
-        _warn(f"{answer.video}: {warning}")
-
-
-def _as_text(answers: list[Answer]) -> str:
-    lines = []
-    for answer in answers:
-        lines.append(answer.video)
-        lines += [f"  {p.score:7.1%}  {p.similarity:6.3f}  {p.label}" for p in answer.predictions]
-        lines += [f"  warning: {w}" for w in answer.warnings]
-    return "\n".join(lines) + "\n"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def _tell(error: PevlError) -> None:
-    if debug:
-        traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-
-
 def _write(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
@@ -1148,7 +911,7 @@ def _check_there(paths: list[Path]) -> None:
     """When nothing of what is named exists, say so before anything heavy is loaded."""
     if not any(path.exists() for path in paths):
         for path in paths[:-1]:
-            _tell(PevlError(f"{path}: there is no such file."))
+            console.tell_error(PevlError(f"{path}: there is no such file."))
         raise PevlError(f"{paths[-1]}: there is no such file.")
 
 
@@ -1161,7 +924,7 @@ def _check_weights(pose_weights: Path | None, unused: bool) -> None:
 def _end_batch(failed: int, total: int) -> None:
     if failed:
         if total > 1:
-            _warn(f"{failed} of {total} videos could not be used")
+            console.warn(f"{failed} of {total} videos could not be used")
         raise typer.Exit(1)
 
 
@@ -1171,7 +934,7 @@ def main() -> None:
     try:
         app()
     except PevlError as error:
-        _tell(error)
+        console.tell_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

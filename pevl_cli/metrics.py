@@ -6,7 +6,7 @@ Shapes: N clips, C classes. Similarities are those of `PeVL.forward`, in [-1, 1]
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,9 +131,10 @@ def intervals(
         share = drawn_hits / np.where(drawn_clips > 0, drawn_clips, np.nan)
         return np.nanmean(share, -1)
 
+    widest = Interval(0.0, 1.0)
     return {
-        name: _bootstrap(lambda w, f=figure: f(w @ hits, w @ clips), len(hits))
-        for name, figure in {"top1": top1, "mean_class": mean_class}.items()
+        "top1": _bootstrap(lambda w: top1(w @ hits, w @ clips), len(hits), widest),
+        "mean_class": _bootstrap(lambda w: mean_class(w @ hits, w @ clips), len(hits), widest),
     }
 
 
@@ -157,7 +158,7 @@ def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Pair
     apart = only_first + only_second
     return Paired(
         difference=float(second.mean() - first.mean()),
-        interval=_bootstrap(lambda w: (w @ gain) / (w @ clips), len(clips)),
+        interval=_bootstrap(lambda w: (w @ gain) / (w @ clips), len(clips), Interval(-1.0, 1.0)),
         only_first=only_first,
         only_second=only_second,
         p_value=float(binomtest(only_second, apart).pvalue) if apart else 1.0,
@@ -170,16 +171,21 @@ def _whose(groups: Sequence[str]) -> np.ndarray:
     return np.unique(named, return_inverse=True)[1]
 
 
-def _bootstrap(figure: object, count: int) -> Interval:
-    """``figure``: how often each of ``count`` units was drawn, (R, count) -> (R,)."""
+def _bootstrap(
+    figure: Callable[[np.ndarray], np.ndarray], count: int, widest: Interval
+) -> Interval:
+    """``figure``: how often each of ``count`` units was drawn, (R, count) -> (R,).
+
+    Of a single unit nothing is known.
+    """
     if count < 2:
-        return Interval(float("nan"), float("nan"))
+        return widest
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
         rows = drawn.reshape(-1, count).astype(int)
         offset = np.arange(len(rows))[:, None] * count
         times = np.bincount((rows + offset).ravel(), minlength=len(rows) * count)
-        out: np.ndarray = figure(times.reshape(len(rows), count).astype(float))  # type: ignore[operator]
+        out: np.ndarray = figure(times.reshape(len(rows), count).astype(float))
         return out.reshape(drawn.shape[:-1])
 
     found = bootstrap(

@@ -19,11 +19,12 @@ from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.pose import Actor, draw
 from pevl_cli.recognise import Answer
 from pevl_cli.recorded import Recording
-from pevl_cli.video import Timeline, iter_frames
+from pevl_cli.video import Clip, Timeline, iter_frames
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 FILM_SUFFIXES = {".mp4", ".mov", ".mkv"}
 STRIP_FRAMES = 6
+PAGE_STRIP_PX = 180  # height of the frames on a report's page
 FILM_CLOCK = Fraction(1, 12800)  # a drawn film keeps its frames' own times
 
 
@@ -110,20 +111,47 @@ def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray
 
 def draw_recording(path: Path, recording: Recording, actor: Actor) -> None:
     """The same of recorded poses, over an empty picture; a film shows 25 frames a second."""
-
-    width, height = recording.canvas
-
-    def drawn(chosen: np.ndarray) -> Iterator[np.ndarray]:
-        for t in chosen:
-            frame = np.full((height, width, 3), 24, np.uint8)
-            draw(frame, actor.joints[t], actor.layout)
-            yield frame
-
     count = len(actor.seen)
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        _write_strip(path, [_tile(f) for f in drawn(_spread(count))])
+        _write_strip(path, [_tile(f) for f in _on_nothing(recording, actor, _spread(count))])
         return
-    _write_film(path, drawn(np.arange(count)), np.arange(count) / 25)
+    _write_film(path, _on_nothing(recording, actor, np.arange(count)), np.arange(count) / 25)
+
+
+def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
+    """Frames of a sampled clip with the actor's joints, side by side, as a small JPEG."""
+    tiles = []
+    for u in _spread(len(clip.frames)):
+        frame = _tile(clip.frames[u], 2 * PAGE_STRIP_PX)
+        if actor is not None and actor.seen[u]:
+            joints = actor.joints[u].copy()
+            joints[:, :2] *= frame.shape[1] / clip.width
+            draw(frame, joints, actor.layout)
+        tiles.append(frame)
+    return _jpeg(tiles)
+
+
+def recorded_strip(recording: Recording) -> bytes:
+    """The same of recorded poses."""
+    actor = recording.actor()
+    drawn = _on_nothing(recording, actor, _spread(len(actor.seen)))
+    return _jpeg([_tile(frame, 2 * PAGE_STRIP_PX) for frame in drawn])
+
+
+def _jpeg(tiles: Sequence[np.ndarray]) -> bytes:
+    """Halved after drawing: lines of one pixel would hide small bodies."""
+    small = [_tile(tile, PAGE_STRIP_PX) for tile in tiles]
+    _, data = cv2.imencode(".jpg", np.hstack(small)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data.tobytes()
+
+
+def _on_nothing(recording: Recording, actor: Actor, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames that show joints alone."""
+    width, height = recording.canvas
+    for t in chosen:
+        frame = np.full((height, width, 3), 24, np.uint8)
+        draw(frame, actor.joints[t], actor.layout)
+        yield frame
 
 
 def _spread(count: int) -> np.ndarray:

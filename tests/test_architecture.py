@@ -21,7 +21,8 @@ LAYERS = (
     {"evaluate", "metrics", "cost", "clips", "run"},
     {"recognise", "train"},
     {"report", "plan", "benchmark"},
-    {"ablation"},
+    {"ablation", "page", "compare"},
+    {"console"},
     {"cli"},
     {"__main__"},
 )
@@ -29,11 +30,13 @@ ONLY = {
     "av": {"video", "report"},
     "ultralytics": {"pose"},
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"console"},
     "open_clip": {"model.clip"},
     "lightning_fabric": {"train"},
-    "yaml": {"settings", "run", "cli"},
+    "yaml": {"settings", "run", "console"},
     "sklearn": {"metrics"},
+    "plotly": {"page"},
+    "jinja2": {"page"},
     "transformers": set[str](),
 }
 MODEL_MAY_USE = {"", "errors", "labels", "cache"}

@@ -21,7 +21,7 @@ import yaml
 from conftest import MakeVideo, child_environment, number_of, picture, write_video
 from tiny import tiny_config, tiny_model
 
-from pevl_cli import __version__, cli, recognise
+from pevl_cli import __version__, cli, console, recognise
 from pevl_cli import train as training
 from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
@@ -69,7 +69,7 @@ def pevl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         except SystemExit as end:
             code = end.code or 0
         finally:
-            monkeypatch.setattr(cli, "debug", False)
+            monkeypatch.setattr(console, "debug", False)
         out, err = capfd.readouterr()
         assert isinstance(code, int)
         return Done(code, out, err)
@@ -835,7 +835,7 @@ def test_ctrl_c_on_the_command_line(
         if event.stage == "training":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._TrainingView, "show", stop)
+    monkeypatch.setattr(console.TrainingView, "show", stop)
     out = tmp_path / "out"
     done = pevl("train", "--dataset", dataset, "--no-pose", "--epochs", 3, "--out", out)
     assert "Traceback" not in done.err and "stopped" in done.err
@@ -844,7 +844,7 @@ def test_ctrl_c_on_the_command_line(
     def stop_at_once(self: object, event: training.Event) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._TrainingView, "show", stop_at_once)
+    monkeypatch.setattr(console.TrainingView, "show", stop_at_once)
     done = pevl("train", "--dataset", dataset, "--no-pose", "--out", tmp_path / "none")
     assert done.code == 130 and "Traceback" not in done.err
 
