@@ -194,8 +194,11 @@ def ablate(
     and a run that was stopped goes on, so that a second call continues the first.
     UsageError when a variant does not fit the config. KeyboardInterrupt leaves all that was done.
     """
-    settings = fitted(settings, manifest, poses)
-    if not settings.model.video and name != "pose-input":
+    # Joints as they were recorded; all else as it is chosen, also where there are poses alone.
+    seen = fitted(settings, manifest, poses).model
+    model = settings.model.model_copy(update={"layout": seen.layout, "joints": seen.joints})
+    settings = settings.model_copy(update={"model": model})
+    if not seen.video and name != "pose-input":
         raise UsageError(f"--ablation {name}: {manifest.source} has no videos, and it is of them.")
     found = []
     for row in ABLATIONS[name].rows:

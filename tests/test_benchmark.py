@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import Result
 from conftest import MakeVideo
+from test_recorded import learnable
+from torch import Tensor
 from typer.testing import CliRunner
 
 from pevl_cli import recognise
@@ -15,6 +19,8 @@ from pevl_cli.benchmark import benchmark
 from pevl_cli.cli import app
 from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.model import checkpoint
+from pevl_cli.model.pevl import Batch, Texts
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,94 @@ def test_together_they_are_named_as_one_by_one(
     assert outcome["accuracy"]["top1"] == right / 20
 
 
+def test_figures_are_the_same_however_the_work_is_shared(
+    some_clips: Path, pose_weights: Path
+) -> None:
+    manifest = read_manifest(some_clips)
+    recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
+    outcomes = [
+        benchmark(
+            *(manifest, recogniser, "pevl-mini", None, "val"),
+            batch=batch,
+            workers=workers,
+            processes=processes,
+        )
+        for batch, workers, processes in ((16, 2, 1), (1, 1, 1), (3, 4, 1), (7, 1, 2))
+    ]
+    one = outcomes[0]
+    assert (one.groups, len(one.clips), len(one.left_out)) == (0, 20, 1)
+    for other in outcomes[1:]:
+        assert other.accuracy.per_class == one.accuracy.per_class
+        assert other.accuracy.confused == one.accuracy.confused
+        assert other.intervals == one.intervals
+        assert [c.reason for c in other.left_out] == [c.reason for c in one.left_out]
+        for a, b in zip(one.clips, other.clips, strict=True):
+            assert (a.clip, a.rank, [n for n, _ in a.predictions]) == (
+                *(b.clip, b.rank),
+                [n for n, _ in b.predictions],
+            )
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
+    some_clips: Path, pose_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
+    sizes: list[int] = []
+    whole = recogniser.model.forward
+
+    def small(batch: Batch, texts: Texts) -> Tensor:
+        assert batch.joints is not None
+        sizes.append(len(batch.joints))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(batch, texts)
+
+    monkeypatch.setattr(recogniser.model, "forward", small)
+    outcome = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
+    assert outcome.accuracy.count == 20
+    assert max(sizes) > 4 and sum(size for size in sizes if size <= 4) == 20
+    monkeypatch.setattr(
+        recogniser.model, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    )
+    with pytest.raises(PevlError, match="too small for one clip"):
+        benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
+
+
+def test_a_report_is_written_and_compared(
+    some_clips: Path, pose_weights: Path, tmp_path: Path
+) -> None:
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, ["benchmark", *map(str, arguments)])
+
+    weights = ("--pose-weights", pose_weights, "--device", "cpu")
+    one, two = tmp_path / "one", tmp_path / "two"
+    said = run("--dataset", some_clips, *weights, "--out", one)
+    assert said.exit_code == 0, said.output
+    assert f"report: {one / 'report.html'}" in said.output.replace("\n", "")
+    result = json.loads((one / "result.json").read_text())
+    assert result["calibration"]["fitted_on"] == "val, 92 clips"
+    speed = result["speed"]
+    total = speed["decode_s"] + speed["pose_s"] + speed["model_s"]
+    assert speed["clips_per_s"] == pytest.approx(1 / total) and speed["clips"] == 8
+    assert speed["pose_s"] > speed["decode_s"] > 0 and speed["memory_bytes"] > 1e8
+    wrong = [c for c in result["clips"] if c["rank"] > 1]
+    page = (one / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == len(wrong) > 0
+    assert "| pevl-mini | **" in (one / "table.md").read_text()
+    said = run("--dataset", some_clips, *weights, "--no-pose", "--views", 3, "--out", two)
+    assert said.exit_code == 0, said.output
+    assert json.loads((two / "result.json").read_text())["views"] == 3
+    said = run("--compare", one, two)
+    assert said.exit_code == 0 and "two against one on 20 common clips" in said.output
+    said = run("--compare", one, two, "--output", tmp_path / "both.md")
+    assert (tmp_path / "both.md").read_text().startswith("| run | split |")
+    said = run(one, "--dataset", some_clips)
+    assert "go with --compare" in str(said.exception)
+    said = run("--epochs", 3, "--dataset", some_clips)
+    assert "go with --ablation" in str(said.exception)
+
+
 def test_the_mean_over_classes_is_that_of_its_classes(some_clips: Path, pose_weights: Path) -> None:
     manifest = read_manifest(some_clips)
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
@@ -78,6 +172,19 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
             clip.write_bytes(b"no video")
     with pytest.raises(PevlError, match="none of the 2 clips of split 'val' can be read; the fi"):
         benchmark(read_manifest(tmp_path / "bad"), recogniser, "pevl-mini")
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
+    """J-HMDB's skeleton has no eyes and ears, which `pevl-mini` looks at."""
+    file = learnable(tmp_path)
+    known = checkpoint.read_facts(checkpoint.find("pevl-mini")).labels.names
+    (tmp_path / "known.txt").write_text("\n".join(known))
+    line = ["benchmark", "--dataset", str(file), "--labels", str(tmp_path / "known.txt")]
+    said = CliRunner().invoke(app, [*line, "--device", "cpu"])
+    assert isinstance(said.exception, PevlError), said.output
+    told = str(said.exception)
+    assert "jhmdb15" in told and "coco17" in told and "left_eye" in told
+    assert len(told.splitlines()) == 1
 
 
 def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(

@@ -1,0 +1,105 @@
+"""Figures from similarities: known cases, and what intervals and tests must do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pevl_cli.metrics import accuracy, fit_temperature, intervals, paired, reliability
+
+NAMES = tuple("abcdefg")
+
+
+def drawn(clips: int, temperature: float, seed: int = 0) -> tuple[Tensor, list[int]]:
+    """Similarities, and labels drawn from softmax(S/τ): calibrated at τ by their making."""
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randn(clips, len(NAMES), generator=generator) * 0.2
+    scores = (similarity / temperature).softmax(1)
+    return similarity, torch.multinomial(scores, 1, generator=generator)[:, 0].tolist()
+
+
+def test_accuracy_of_a_known_case() -> None:
+    similarity = torch.tensor(
+        [
+            [0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0],  # right
+            [0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0],  # right
+            [0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6],  # the last: not among the first five
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],  # the second
+        ]
+    )
+    got = accuracy(similarity, [0, 0, 0, 1], NAMES)
+    assert (got.top1, got.top5, got.count) == (0.5, 0.75, 4)
+    assert got.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
+    assert got.mean_class == pytest.approx(1 / 3)
+    assert got.confused == [("a", "c", 1), ("b", "a", 1)]
+
+
+def test_with_five_labels_or_fewer_all_are_among_the_first_five() -> None:
+    assert accuracy(torch.eye(3), [1, 2, 0], NAMES[:3]).top5 == 1
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> None:
+    similarity, labels = drawn(20_000, temperature)
+    assert fit_temperature(similarity, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_few_clips_without_a_mistake_do_not_make_it_sure_of_everything() -> None:
+    similarity = torch.eye(7)[:3] * 0.1
+    temperature = fit_temperature(similarity, [0, 1, 2])
+    best = (similarity / temperature).softmax(1).amax(1)
+    assert ((best > 0.6) & (best < 0.9)).all()
+
+
+def test_the_calibration_error_is_least_where_scores_are_right() -> None:
+    similarity, labels = drawn(20_000, 0.2)
+    right = reliability(similarity, labels, 0.2)
+    too_sure, unsure = (reliability(similarity, labels, t).error for t in (0.05, 0.8))
+    assert right.error < 0.02 < 0.1 < min(too_sure, unsure)
+    assert np.abs(np.subtract(right.score, right.right)).max() < 0.1
+
+
+def test_an_interval_is_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(1)
+    right = rng.random(400) < 0.8
+    found = intervals(right, [0] * 400, [""] * 400)["top1"]
+    assert found.low < right.mean() < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * (0.16 / 400) ** 0.5, rel=0.15)
+
+
+def test_clips_of_one_group_count_as_little_as_they_are_alike() -> None:
+    """Forty clips of ten people, each person all right or all wrong: ten, not forty, coins."""
+    right = np.repeat([True, False] * 5, 4)
+    people = [f"p{i // 4}" for i in range(40)]
+    alone = intervals(right, [0] * 40, [""] * 40)["top1"]
+    grouped = intervals(right, [0] * 40, people)["top1"]
+    assert (grouped.high - grouped.low) > 1.7 * (alone.high - alone.low)
+
+
+def test_of_one_group_nothing_is_known() -> None:
+    found = intervals(np.array([True, False]), [0, 1], ["p", "p"])
+    assert (found["top1"].low, found["top1"].high) == (0, 1)
+
+
+def test_the_mean_over_classes_has_an_interval_of_its_own() -> None:
+    right = np.array([True] * 90 + [False] * 5 + [True] * 5)
+    labels = [0] * 90 + [1] * 10
+    found = intervals(right, labels, [""] * 100)
+    assert found["mean_class"].low < 0.75 < found["mean_class"].high
+    assert found["mean_class"].low < found["top1"].low
+
+
+def test_two_models_on_the_same_clips() -> None:
+    first = np.array([True] * 50 + [False] * 50)
+    second = first.copy()
+    second[50:62] = True  # twelve gained
+    second[:2] = False  # two lost
+    found = paired(first, second, [""] * 100)
+    assert (found.only_first, found.only_second) == (2, 12)
+    assert found.difference == pytest.approx(0.1)
+    assert found.interval.low < 0.1 < found.interval.high
+    # The exact sign test of 2 in 14.
+    assert found.p_value == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+    assert paired(first, first, [""] * 100).p_value == 1
