@@ -799,6 +799,37 @@ def _ablate(
     _write(table, output)
 
 
+models = typer.Typer(help="What is bundled, fetched and known by name; fetch one.")
+app.add_typer(models, name="models")
+
+
+@models.callback(invoke_without_command=True)
+def list_models(context: typer.Context) -> None:
+    """What is bundled, fetched and known by name: size, licence, and where it lies.
+
+    Example: pevl models fetch yolo11n-pose.pt
+    """
+    if context.invoked_subcommand is None:
+        from pevl_cli.models import list_models
+
+        console.show_models(list_models())
+
+
+@models.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="As `pevl models` lists it.", metavar="NAME")],
+) -> None:
+    """Fetch a model by its name, and check that it is whole.
+
+    Example: pevl models fetch yolo11s-pose.pt
+    """
+    from pevl_cli.models import fetch
+
+    with console.ClipProgress("fetching") as listener:
+        place = fetch(name, listener)
+    print(place)
+
+
 data = typer.Typer(
     help="Data sets by name: gym99, gym288 (v1.0; gym99-v1.1, gym288-v1.1), finegym (= gym99), "
     "diving48, haa500, smarthome (= smarthome-cs; smarthome-cv1, smarthome-cv2), kinetics400.",

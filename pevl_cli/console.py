@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pevl_cli.benchmark import Outcome
     from pevl_cli.compare import Comparison
+    from pevl_cli.models import Entry
     from pevl_cli.plan import Plan
     from pevl_cli.recognise import Answer
     from pevl_cli.settings import TrainSettings
@@ -116,6 +117,27 @@ def show_missing(title: str, rows: Sequence[Sequence[int | str]]) -> None:
     for split, *cells in rows:
         table.add_row(str(split), *(c if isinstance(c, str) else f"{c:,}" for c in cells))
     Console().print(table)
+
+
+def show_models(entries: Sequence[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in ("name", "what", "state", "MB", "licence"):
+        table.add_column(
+            column, justify="right" if column == "MB" else "left", no_wrap=column != "what"
+        )
+    for entry in entries:
+        known = entry.known
+        size = f"{known.megabytes:.0f}" if entry.place is not None else f"~{known.megabytes:.0f}"
+        table.add_row(Text(known.name), known.about, entry.state, size, known.licence)
+    Console().print(table)
+    for entry in entries:
+        if entry.place is not None:
+            print(f"{entry.known.name}: {entry.place}")
+    print("fetch one with: pevl models fetch NAME")
 
 
 class ClipProgress:

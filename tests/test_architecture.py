@@ -19,7 +19,7 @@ LAYERS = (
     {"recorded", "settings"},
     {"samples", "extract"},
     {"evaluate", "metrics", "cost", "clips", "run"},
-    {"recognise", "train"},
+    {"recognise", "train", "models"},
     {"report", "plan", "benchmark"},
     {"ablation", "page", "compare"},
     {"console"},
@@ -37,6 +37,7 @@ ONLY = {
     "sklearn": {"metrics"},
     "plotly": {"page"},
     "jinja2": {"page"},
+    "huggingface_hub": {"models"},
     "transformers": set[str](),
 }
 MODEL_MAY_USE = {"", "errors", "labels", "cache"}

@@ -1,0 +1,244 @@
+"""Train the small pose network that ships with pevl: people of video frames, labelled by a teacher.
+
+    python benchmarks/make_pose.py frames FIELD --teacher yolo11n-pose.pt --out DIR
+    python benchmarks/make_pose.py train --out DIR --epochs 60
+    python benchmarks/make_pose.py ship --out DIR --to pevl_cli/data/pose/pevl-pose.pt
+
+FIELD is a data set's folder with a train split; nothing else of it is looked at. `train` goes on
+where it was stopped. Weights begin at random: nothing of the teacher is in them but its answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+
+from pevl_cli.cache import write_aside
+from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.errors import PevlError
+from pevl_cli.skeletons import LAYOUTS
+from pevl_cli.video import sample_clip
+
+LAYOUT = LAYOUTS["coco17"]
+FRAMES = 14  # of each clip
+LONG_SIDE_PX = 448  # of the stored frames
+TEACHER_PX = 640
+SURE_BOX, SURE_JOINT = 0.4, 0.5
+TRAINED_PX = 320
+HELD_OUT = 20  # every so many-th clip of the train split is watched, not trained on
+# An eighth to a quarter of YOLO11n's channels less: what 8 MB and two cores allow.
+ARCHITECTURE = "yolo11n-pose.yaml"
+
+
+def frames(arguments: argparse.Namespace) -> None:
+    """Pictures and labels in ultralytics' layout, and as many with the people pasted elsewhere."""
+    from ultralytics import YOLO
+
+    teacher = YOLO(str(arguments.teacher))
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (arguments.out / "data" / kind / part).mkdir(parents=True, exist_ok=True)
+    pool: list[np.ndarray] = []  # backgrounds: frames seen lately
+    for number, item in enumerate(read_manifest(arguments.field).of("train")):
+        try:
+            clip = sample_clip(item.path, FRAMES, item.start_s, item.end_s)
+        except PevlError as error:
+            print(error)
+            continue
+        part = "val" if number % HELD_OUT == 0 else "train"
+        shrunk = [_fit(frame) for frame in clip.frames]
+        found = teacher.predict(
+            [f[..., ::-1] for f in shrunk], imgsz=TEACHER_PX, conf=SURE_BOX, verbose=False
+        )
+        for k, (frame, result) in enumerate(zip(shrunk, found, strict=True)):
+            if not len(result.boxes):
+                continue
+            boxes = result.boxes.xyxy.cpu().numpy()
+            joints = result.keypoints.data.cpu().numpy().copy()
+            joints[..., 2] = np.where(joints[..., 2] >= SURE_JOINT, 2, 0)
+            _store(arguments.out, part, f"{number:04d}-{k:02d}", frame, boxes, joints)
+            if part == "train" and pool:
+                largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1)))
+                pasted = _paste(frame, boxes[largest], joints[largest], pool, rng)
+                if pasted is not None:
+                    name = f"{number:04d}-{k:02d}-pasted"
+                    _store(arguments.out, part, name, *pasted)
+        pool = [*pool[-40:], shrunk[len(shrunk) // 2]]
+    about = {
+        "path": str((arguments.out / "data").resolve()),
+        "train": "images/train",
+        "val": "images/val",
+        "kpt_shape": [17, 3],
+        "flip_idx": list(LAYOUT.mirror),
+        "names": {0: "person"},
+    }
+    (arguments.out / "data.yaml").write_text(yaml.safe_dump(about))
+
+
+def _fit(frame: np.ndarray) -> np.ndarray:
+    scale = LONG_SIDE_PX / max(frame.shape[:2])
+    size = (max(round(frame.shape[1] * scale), 16), max(round(frame.shape[0] * scale), 16))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _store(
+    out: Path, part: str, name: str, frame: np.ndarray, boxes: np.ndarray, joints: np.ndarray
+) -> None:
+    """A picture and its people: class, box, joints, in shares of the picture."""
+    height, width = frame.shape[:2]
+    cv2.imwrite(str(out / "data" / "images" / part / f"{name}.jpg"), frame[..., ::-1])
+    lines = []
+    for box, person in zip(boxes.reshape(-1, 4), joints.reshape(-1, 17, 3), strict=True):
+        low, high = (box.reshape(2, 2) / (width, height)).clip(0, 1)
+        points = person / (width, height, 1)
+        inside = (points[:, :2] >= 0).all(1) & (points[:, :2] <= 1).all(1)
+        points[~inside | (points[:, 2] == 0)] = 0
+        numbers = [*(low + high) / 2, *(high - low), *points.ravel()]
+        lines.append("0 " + " ".join(f"{v:.5f}" for v in numbers))
+    (out / "data" / "labels" / part / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def _paste(
+    frame: np.ndarray,
+    box: np.ndarray,
+    joints: np.ndarray,
+    pool: list[np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The person, cut out along thick limbs, in front of something else that is blurred."""
+    size = box[2:] - box[:2]
+    visible = joints[:, 2] > 0
+    if size.max() < 60 or visible.sum() < 10:
+        return None
+    mask = np.zeros(frame.shape[:2], np.uint8)
+    thick = max(int(0.13 * size.max()), 6)
+    points = joints[:, :2].astype(int)
+    for a, b in LAYOUT.edge_indices:
+        if visible[a] and visible[b]:
+            cv2.line(mask, points[a].tolist(), points[b].tolist(), 255, thick)
+    torso = [i for i, n in enumerate(LAYOUT.names) if "shoulder" in n or "hip" in n]
+    if visible[torso].all():
+        cv2.fillConvexPoly(mask, cv2.convexHull(points[torso]), 255)
+    head = points[[i for i in range(5) if visible[i]]]
+    if len(head):
+        cv2.circle(mask, head.mean(0).astype(int).tolist(), int(0.11 * size.max()), 255, -1)
+    soft = cv2.GaussianBlur(mask, (0, 0), thick / 5)[..., None] / 255
+    other = pool[int(rng.integers(len(pool)))]
+    behind = cv2.resize(other, frame.shape[1::-1])
+    # What people there are behind must not be seen, as nothing labels them.
+    behind = cv2.GaussianBlur(behind, (0, 0), float(rng.uniform(12, 30)))
+    behind = behind.astype(np.float32) * rng.uniform(0.5, 1.4, 3)
+    grain = rng.normal(0, rng.uniform(2, 30), (*frame.shape[:2], 1))
+    behind += cv2.resize(grain, frame.shape[1::-1])[..., None]
+    mixed = frame * soft + behind * (1 - soft)
+    return mixed.clip(0, 255).astype(np.uint8), box[None], joints[None]
+
+
+def train(arguments: argparse.Namespace) -> None:
+    import ultralytics.engine.trainer as engine
+    from ultralytics import YOLO
+
+    torch.set_num_threads(arguments.threads)
+    device = "0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":  # the trainer has half precision for GPUs only; here it is twice as fast
+
+        def half(enabled: bool, device: str = "cpu") -> Any:
+            return torch.autocast("cpu", torch.bfloat16) if arguments.half else nullcontext()
+
+        engine.autocast = half
+    last = arguments.out / "run" / "weights" / "last.pt"
+    if last.exists():
+        YOLO(str(last)).train(resume=True)
+        return
+    YOLO(arguments.architecture).train(
+        data=str(arguments.out / "data.yaml"),
+        project=str(arguments.out.resolve()),
+        name="run",
+        exist_ok=True,
+        imgsz=arguments.image_size,
+        epochs=arguments.epochs,
+        batch=arguments.batch,
+        device=device,
+        workers=arguments.workers,
+        cache="ram",
+        pretrained=False,
+        amp=False,
+        optimizer="AdamW",
+        lr0=2e-3,
+        lrf=0.02,
+        cos_lr=True,
+        warmup_epochs=1,
+        weight_decay=0.01,
+        degrees=180,
+        translate=0.2,
+        scale=0.6,
+        shear=4,
+        perspective=0.0003,
+        fliplr=0.5,
+        hsv_h=0.03,
+        hsv_s=0.7,
+        hsv_v=0.5,
+        mosaic=0.6,
+        mixup=0.05,
+        close_mosaic=max(arguments.epochs // 6, 1),
+        plots=False,
+        val=True,
+        save_period=-1,
+    )
+
+
+def ship(arguments: argparse.Namespace) -> None:
+    """The averaged weights at half precision, without anything that tells of this machine."""
+    from ultralytics import YOLO
+
+    stored = torch.load(
+        arguments.out / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False
+    )
+    model = (stored.get("ema") or stored["model"]).half()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    model.args = {"task": "pose", "imgsz": TRAINED_PX}
+    model.yaml_file = ARCHITECTURE
+    kept = {"model": model, "train_args": dict(model.args), "license": "AGPL-3.0"}
+    arguments.to.parent.mkdir(parents=True, exist_ok=True)
+    with write_aside(arguments.to) as temporary:
+        torch.save(kept, temporary)
+    size = arguments.to.stat().st_size
+    print(f"{arguments.to}: {size / 1e6:.1f} MB, {YOLO(str(arguments.to)).task}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(required=True)
+    made = steps.add_parser("frames")
+    made.add_argument("field", type=Path)
+    made.add_argument("--teacher", type=Path, required=True)
+    made.set_defaults(do=frames)
+    trained = steps.add_parser("train")
+    trained.add_argument("--epochs", type=int, default=60)
+    trained.add_argument("--batch", type=int, default=32)
+    trained.add_argument("--image-size", type=int, default=TRAINED_PX)
+    trained.add_argument("--threads", type=int, default=torch.get_num_threads())
+    trained.add_argument("--workers", type=int, default=0)
+    trained.add_argument("--architecture", default=ARCHITECTURE)
+    trained.add_argument("--half", action="store_true", help="bfloat16 on a CPU that has it")
+    trained.set_defaults(do=train)
+    shipped = steps.add_parser("ship")
+    shipped.add_argument("--to", type=Path, required=True)
+    shipped.set_defaults(do=ship)
+    for step in (made, trained, shipped):
+        step.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()
