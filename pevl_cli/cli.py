@@ -799,6 +799,54 @@ def _ablate(
     _write(table, output)
 
 
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the clip and the picture (default: a new one).")
+    ] = None,
+    pose_weights: PoseWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Try it without a video: draw a short clip, name its action, and show what it looked at.
+
+    Writes into a temporary folder, or the one that is named, and nowhere else.
+    """
+    import tempfile
+
+    from pevl_cli.cache import CACHE_VARIABLE
+    from pevl_cli.pose import find_weights
+
+    _check_weights(pose_weights, False)
+    weights = find_weights(pose_weights)
+    folder = out or Path(tempfile.mkdtemp(prefix="pevl-demo-"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: not a folder to write to ({error.strerror}).") from error
+    with tempfile.TemporaryDirectory(prefix="pevl-cache-") as cache:
+        os.environ[CACHE_VARIABLE] = cache
+        os.environ["YOLO_CONFIG_DIR"] = cache
+
+        from pevl_cli import demo as drawing
+        from pevl_cli import recognise, report
+        from pevl_cli.video import read_timeline, sample_clip
+
+        clip = drawing.draw_clip(folder / "demo.mp4")
+        recogniser = recognise.load(pose_weights=weights, device=device)
+        answer = recogniser.classify(clip)
+        sampled = sample_clip(clip, recogniser.model.config.pose_frames)
+        assert recogniser.detector is not None
+        actor = recogniser.detector.actor(sampled)
+        picture = folder / "demo.png"
+        report.draw_actor(picture, read_timeline(clip), actor, sampled.indices)
+    console.show_answer(answer)
+    console.show_picture(report.drawn_frame(sampled, actor))
+    print(f"\nthe clip: {clip}\nwhat it looked at: {picture}\n\nnext:")
+    print(f"  pevl classify {clip} --top-k 3")
+    print("  pevl classify YOUR_CLIP.mp4")
+    print("  pevl train --dataset FOLDER_OF_CLASS_FOLDERS --init pevl-mini")
+
+
 models = typer.Typer(help="What is bundled, fetched and known by name; fetch one.")
 app.add_typer(models, name="models")
 

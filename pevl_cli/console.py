@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pevl_cli.errors import PevlError
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from pevl_cli.benchmark import Outcome
@@ -117,6 +118,27 @@ def show_missing(title: str, rows: Sequence[Sequence[int | str]]) -> None:
     for split, *cells in rows:
         table.add_row(str(split), *(c if isinstance(c, str) else f"{c:,}" for c in cells))
     Console().print(table)
+
+
+def show_picture(picture: np.ndarray, columns: int = 64) -> None:
+    """A small RGB picture in half blocks, where the terminal has colours."""
+    import cv2
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    if console.color_system is None:
+        return
+    rows = round(columns * picture.shape[0] / picture.shape[1] / 2) * 2
+    small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
+    text = Text()
+    for upper, lower in zip(small[::2].tolist(), small[1::2].tolist(), strict=True):
+        for above, below in zip(upper, lower, strict=True):
+            text.append(
+                "▀", f"rgb({','.join(map(str, above))}) on rgb({','.join(map(str, below))})"
+            )
+        text.append("\n")
+    console.print(text)
 
 
 def show_models(entries: Sequence[Entry]) -> None:

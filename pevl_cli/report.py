@@ -106,7 +106,7 @@ def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray
         _write_strip(path, tiles)
         return
     frames = _drawn(timeline, actor, indices, np.arange(len(indices)))
-    _write_film(path, frames, timeline.times_s[indices])
+    write_film(path, frames, timeline.times_s[indices])
 
 
 def draw_recording(path: Path, recording: Recording, actor: Actor) -> None:
@@ -115,7 +115,19 @@ def draw_recording(path: Path, recording: Recording, actor: Actor) -> None:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         _write_strip(path, [_tile(f) for f in _on_nothing(recording, actor, _spread(count))])
         return
-    _write_film(path, _on_nothing(recording, actor, np.arange(count)), np.arange(count) / 25)
+    write_film(path, _on_nothing(recording, actor, np.arange(count)), np.arange(count) / 25)
+
+
+def drawn_frame(clip: Clip, actor: Actor) -> np.ndarray:
+    """The middle frame in which the actor is seen, with the joints; RGB."""
+    seen = np.flatnonzero(actor.seen)
+    u = int(seen[len(seen) // 2]) if len(seen) else len(clip.frames) // 2
+    frame: np.ndarray = clip.frames[u].copy()
+    if actor.seen[u]:
+        joints = actor.joints[u].copy()
+        joints[:, :2] *= frame.shape[1] / clip.width
+        draw(frame, joints, actor.layout)
+    return frame
 
 
 def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
@@ -183,7 +195,7 @@ def _tile(frame: np.ndarray, height: int = 360) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _write_film(path: Path, frames: Any, times_s: np.ndarray) -> None:
+def write_film(path: Path, frames: Any, times_s: np.ndarray) -> None:
     """H.264 with the frames' own times."""
     with write_aside(path) as temporary:
         named = temporary.with_suffix(path.suffix)  # the writer goes by the ending

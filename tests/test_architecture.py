@@ -21,7 +21,7 @@ LAYERS = (
     {"evaluate", "metrics", "cost", "clips", "run"},
     {"recognise", "train", "models"},
     {"report", "plan", "benchmark"},
-    {"ablation", "page", "compare"},
+    {"ablation", "page", "compare", "demo"},
     {"console"},
     {"cli"},
     {"__main__"},
