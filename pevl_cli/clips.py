@@ -184,7 +184,8 @@ class Clips(Dataset[Sample]):
             (CACHE_VERSION, POSE_CACHE_VERSION, config.video),
             (str(item.path.resolve()), stat.st_size, stat.st_mtime_ns),
             (item.start_s, item.end_s),
-            (config.pose_frames, config.image_size, config.crop, config.layout, config.joints),
+            (config.pose_frames, config.image_size, config.crop),
+            (config.layout, config.joints, config.lacking_joints),
             pose,
         )
         name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

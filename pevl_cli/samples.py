@@ -82,7 +82,8 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
     seen = 0
     if actor is not None:
         box = actor.box
-        joints = to_layout(actor.joints, actor.layout, config.layout)[clip.frame_of].copy()
+        whole = to_layout(actor.joints, actor.layout, config.layout, config.lacking_joints)
+        joints = whole[clip.frame_of].copy()
         joints[..., :2] *= shrunk
         seen = int(actor.seen[clip.frame_of].sum())
         if box is None:
@@ -128,7 +129,7 @@ def pose_sample(path: Path, recording: Recording, config: ModelConfig) -> Sample
     actor = recording.actor()
     if not actor.seen.any():
         raise PevlError(f"{path}: nobody is seen in '{recording.name}'.")
-    whole = to_layout(actor.joints, actor.layout, config.layout)
+    whole = to_layout(actor.joints, actor.layout, config.layout, config.lacking_joints)
     count = config.pose_frames
     place = np.clip((np.arange(count) + 0.5) / count * len(whole) - 0.5, 0, len(whole) - 1)
     joints = _between(whole, place)

@@ -77,11 +77,12 @@ LAYOUTS = {
 }
 
 
-def to_layout(joints: np.ndarray, source: str, target: str) -> np.ndarray:
+def to_layout(joints: np.ndarray, source: str, target: str, lacking: bool = False) -> np.ndarray:
     """Joints (…, J, 3) of one skeleton as another one's, by name.
 
     Nose, face and head stand for each other; a neck is the middle of the shoulders, a belly that
-    of shoulders and hips. PevlError shows both lists where a joint cannot be had.
+    of shoulders and hips. A joint that cannot be had is never seen if some may be ``lacking``, else
+    PevlError shows both lists.
     """
     if source == target:
         return joints
@@ -95,6 +96,9 @@ def to_layout(joints: np.ndarray, source: str, target: str) -> np.ndarray:
             for side in ("left", "right")
         ]
         if not parts or not set(parts) <= set(names):
+            if lacking:
+                columns.append(np.zeros_like(joints[..., 0, :]))
+                continue
             raise PevlError(
                 f"joint '{name}' of layout {target} ({', '.join(LAYOUTS[target].names)}) cannot be "
                 f"had from layout {source} ({', '.join(names)})."

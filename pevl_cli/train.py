@@ -213,7 +213,8 @@ def fitted(
     if poses is not None and len(poses):
         layout = poses.layout()
         try:
-            to_layout(np.zeros((1, len(LAYOUTS[layout].names), 3)), layout, config.layout)
+            nobody = np.zeros((1, len(LAYOUTS[layout].names), 3))
+            to_layout(nobody, layout, config.layout, config.lacking_joints)
         except PevlError:
             if settings.init is not None:
                 raise

@@ -79,3 +79,13 @@ def test_joints_stand_in_the_order_of_each_source() -> None:
     assert abbreviated("jhmdb15") == (
         "neck belly face Rsho Lsho Rhip Lhip Relb Lelb Rkne Lkne Rwri Lwri Rank Lank"
     )
+
+
+def test_joints_that_a_skeleton_lacks_may_count_as_not_seen() -> None:
+    body = joints("jhmdb15")
+    found = to_layout(body, "jhmdb15", "coco17", lacking=True)
+    names = LAYOUTS["coco17"].names
+    seen = {name for i, name in enumerate(names) if found[..., i, 2].any()}
+    assert seen == set(names) - {"left_eye", "right_eye", "left_ear", "right_ear"}
+    knee = LAYOUTS["jhmdb15"].names.index("left_knee")
+    assert np.array_equal(found[..., names.index("left_knee"), :], body[..., knee, :])

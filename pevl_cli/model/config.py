@@ -45,6 +45,7 @@ class ModelConfig(BaseModel):
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
+    lacking_joints: bool = False  # a skeleton may lack some: they count as not seen
     pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
