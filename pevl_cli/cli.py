@@ -736,22 +736,24 @@ def benchmark(
         device,
         precision.value,
     )
+    folder = None
+    if output is None:  # told now, not after all clips were measured
+        chosen, _ = measuring.chosen_split(manifest, checkpoint, split)
+        folder = out or Path("runs") / f"{manifest.title}-{chosen}-by-{_short_name(checkpoint)}"
+        _make_folder(folder)
     with console.ClipProgress("measuring") as listener:
         outcome = measuring.benchmark(
             *(manifest, recogniser, checkpoint, recorded, split, views, listener),
-            *(batch_size, workers, processes, output is None),
+            *(batch_size, workers, processes, folder is not None),
         )
-    if output is not None:
-        _write(json.dumps(outcome.as_dict(), indent=1), output)
-    else:
+    if folder is not None:
         from pevl_cli import page
 
-        name = Path(checkpoint).resolve().parent.name if Path(checkpoint).is_dir() else ""
-        name = "-".join(p for p in (name, Path(checkpoint).name) if p)
-        folder = out or Path("runs") / f"{outcome.dataset}-{outcome.split}-by-{name}"
         page.write_report(folder, outcome, manifest, recogniser, recorded)
+    elif output is not None:
+        _write(json.dumps(outcome.as_dict(), indent=1), output)
     console.show_outcome(outcome)
-    if output is None:
+    if folder is not None:
         print(f"report: {folder / 'report.html'}")
     if measuring.seen_in_training(outcome.split, manifest, checkpoint):
         console.warn("the checkpoint was trained on these clips: the figures say nothing of others")
@@ -819,10 +821,7 @@ def demo(
     _check_weights(pose_weights, False)
     weights = find_weights(pose_weights)
     folder = out or Path(tempfile.mkdtemp(prefix="pevl-demo-"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: not a folder to write to ({error.strerror}).") from error
+    _make_folder(folder)
     with tempfile.TemporaryDirectory(prefix="pevl-cache-") as cache:
         os.environ[CACHE_VARIABLE] = cache
         os.environ["YOLO_CONFIG_DIR"] = cache
@@ -984,6 +983,21 @@ def _check_output(path: Path | None) -> None:
         raise UsageError(f"{path}: this is a folder; a file's name is needed.")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: not a folder to write to ({error.strerror}).") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--out {folder}: this folder cannot be written to.")
+
+
+def _short_name(checkpoint: str) -> str:
+    """A checkpoint's name in the name of a report: `my_set-mini-best` for runs/my_set-mini/best."""
+    path = Path(checkpoint)
+    return "-".join(path.resolve().parts[-2:]) if path.is_dir() else path.name
 
 
 def _check_there(paths: list[Path]) -> None:

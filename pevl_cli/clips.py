@@ -87,8 +87,9 @@ class Clips(Dataset[Sample]):
         """Whether its recorded poses are all that is wanted, or all that there is."""
         if self.poses is None or not self.config.pose:
             return False
-        recorded = self.poses.find(item.name) is not None
-        return recorded and (not self.config.video or not item.there)
+        if self.poses.find(item.name) is None:
+            return False
+        return not self.config.video or not item.there or not item.path.exists()
 
     def _read(self, item: Item) -> Sample:
         recording = None

@@ -31,6 +31,7 @@ from pevl_cli.skeletons import LAYOUTS, layout_of
 from pevl_cli.video import Clip
 
 SUFFIXES = {".pkl", ".pickle", ".npz", ".json"}
+PICKLES = {".pkl", ".pickle"}
 # What reading content of an unexpected form raises.
 READING = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 # A gap in which the actor was not seen is filled up to this part of the clip.
@@ -227,22 +228,22 @@ def read_recorded(source: str | Path, layout: str | None = None) -> RecordedPose
     if source.is_dir():
         for store in sorted(source.glob("*.npz")):
             entries |= _entries_of_npz(store, layout)
+        for file in sorted(f for f in source.iterdir() if f.suffix in PICKLES):
+            entries |= _entries_of_pickle(file, layout)
         for file in sorted(source.rglob("*.json")):
             place = file.relative_to(source).parent
             entries[(place / _clip_name(file)).as_posix()] = partial(read_json, file, layout)
         if not entries:
-            raise PevlError(f"{source}: there is no .json or .npz file with poses in this folder.")
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise PevlError(f"{source}: there is no file with poses in this folder ({kinds}).")
         return RecordedPoses(source, entries, layout)
     if source.suffix == ".npz":
         return RecordedPoses(source, _entries_of_npz(source, layout), layout)
     if source.suffix == ".json":
         entries[_clip_name(source)] = partial(read_json, source, layout)
         return RecordedPoses(source, entries, layout)
-    if source.suffix in {".pkl", ".pickle"}:
-        annotations, _ = read_pickle(source)
-        for a in annotations:
-            entries[str(a["frame_dir"])] = partial(_of_annotation, a, source, layout)
-        return RecordedPoses(source, entries, layout)
+    if source.suffix in PICKLES:
+        return RecordedPoses(source, _entries_of_pickle(source, layout), layout)
     raise PevlError(
         f"{source}: not a file of poses; {', '.join(sorted(SUFFIXES))} or a folder is read."
     )
@@ -253,6 +254,11 @@ def _clip_name(file: Path) -> str:
 
 
 # -- PYSKL and MMAction2 pickles ------------------------------------------------------------------
+
+
+def _entries_of_pickle(path: Path, layout: str | None) -> dict[str, Callable[[], Recording]]:
+    annotations, _ = read_pickle(path)
+    return {str(a["frame_dir"]): partial(_of_annotation, a, path, layout) for a in annotations}
 
 
 def _of_annotation(annotation: dict[str, Any], path: Path, layout: str | None) -> Recording:

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from pevl_cli import extract as extracting
 from pevl_cli.cli import app
+from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.extract import extract, shard
@@ -530,3 +531,24 @@ def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
     line = ["benchmark", "--dataset", str(file), "--checkpoint", "pevl-mini"]
     said = CliRunner().invoke(app, line)
     assert said.exit_code == 1 and "label 0 is 'upper half'" in str(said.exception)
+
+
+def test_a_clip_of_a_csv_whose_file_is_gone_is_one_of_poses(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """So a data set may mix videos with the poses of others, by one CSV."""
+    make_video("here.mp4", frames=20)
+    (tmp_path / "poses").mkdir()
+    file = tmp_path / "poses" / "others.pkl"
+    file.write_bytes(pickle.dumps([annotation("gone", joints=17), annotation("here", joints=17)]))
+    rows = ["path,label,split", "here.mp4,a,train", "gone.mp4,b,train", "nowhere.mp4,b,train"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    manifest = read_manifest(tmp_path / "clips.csv")
+    clips = Clips(
+        manifest.items, manifest.labels.names, CONFIGS["mini"], None, 0, read_recorded(file.parent)
+    )
+    left_out = clips.check(lambda done, total: None)
+    assert [clip.item.name for clip in left_out] == ["nowhere"]
+    here, gone = clips[0], clips[1]
+    assert here.frames is not None and here.seen == 48
+    assert gone.frames is None and gone.seen == 48
