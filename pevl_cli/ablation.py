@@ -21,11 +21,11 @@ from pevl_cli.benchmark import benchmark
 from pevl_cli.cache import write_aside
 from pevl_cli.cost import Cost, cost_of
 from pevl_cli.datasets.manifest import Manifest
-from pevl_cli.errors import UsageError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.recorded import RecordedPoses
-from pevl_cli.run import has_state
+from pevl_cli.run import data_hash, has_state
 from pevl_cli.settings import TrainSettings
 from pevl_cli.train import Event, fitted, train
 
@@ -250,15 +250,26 @@ def _measure(
             "run": settings.run.model_copy(update={"out": folder, "seed": seed}),
         }
     )
-    made_by = json.loads(json.dumps(own.model_dump(mode="json", exclude={"run": {"out"}})))
+    made_by = own.model_dump(mode="json", exclude={"run": True, "data": {"workers", "cache_gb"}})
+    made_by |= {
+        "data set": data_hash(manifest),
+        "poses": None if poses is None else poses.digest(),
+        "precision": settings.run.precision,
+    }
     done = folder / "figures.json"
+    figures: dict[str, Any]
     if done.exists():
-        figures: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        try:
+            figures = json.loads(done.read_text(encoding="utf-8"))
+            before = figures["made_by"]
+            float(figures["top1"] + figures["top5"] + figures["mean_class"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PevlError(f"{done}: is damaged ({error!r}); remove it.") from error
         for part, now in made_by.items():
-            if figures["settings"].get(part) != now and part in ("model", "optim", "augment"):
+            if before.get(part) != now:
                 raise UsageError(
-                    f"{folder}: was made with another '{part}'. Rows of one table need one "
-                    "schedule: name another folder with --out, or remove this one."
+                    f"{folder}: was made with another '{part}'. All rows of a table need the same: "
+                    "name another folder with --out, or remove this one."
                 )
         return figures
     result = train(
@@ -286,7 +297,7 @@ def _measure(
         "split": outcome.split,
         "clips": got.count,
         "minutes": round(result.seconds / 60, 2),
-        "settings": made_by,
+        "made_by": made_by,
     }
     with write_aside(done) as temporary:
         temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -331,4 +342,5 @@ def markdown(name: str, found: Sequence[Measured], title: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * np.mean(values):.1f} ± {100 * spread:.1f}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -22,16 +22,18 @@ from torch import Tensor
 from pevl_cli import __version__, recognise, run
 from pevl_cli.clips import Clips, LeftOut
 from pevl_cli.cost import Cost, cost_of
-from pevl_cli.datasets.manifest import Item, Manifest
+from pevl_cli.datasets.manifest import SPLITS, Item, Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import (
+    TOP,
     Accuracy,
     Interval,
     Reliability,
     accuracy,
     intervals,
+    ranks,
     reliability,
 )
 from pevl_cli.model import checkpoint
@@ -42,7 +44,6 @@ from pevl_cli.samples import Sample, make_sample
 from pevl_cli.video import sample_clip
 
 FORMAT = 1  # of the JSON
-TOP = 5  # predictions kept of each clip
 SHARE_CLIPS = 64  # that a process is given at a time
 TIMED_CLIPS = 8
 
@@ -162,10 +163,15 @@ def benchmark(
         )
     readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Tensor)]
     similarity = torch.stack(rows)
+    if not similarity.isfinite().all():
+        raise PevlError(f"{checkpoint_name}: gives answers that are no numbers; it is damaged.")
     place = {name: i for i, name in enumerate(labels.names)}
     true = [place[item.label] for item in readable]
     groups = [item.group for item in readable]
-    clips = _results(similarity, true, readable, labels, recogniser.temperature)
+    names = clip_names(manifest.items)
+    clips = _results(
+        similarity, true, readable, [names[id(i)] for i in readable], labels, recogniser.temperature
+    )
     facts = checkpoint.read_facts(checkpoint.find(checkpoint_name))
     fitted = facts.calibration
     own = float(recogniser.model.temperature.detach())
@@ -184,7 +190,7 @@ def benchmark(
         ),
         labels=list(labels.names),
         left_out=left_out,
-        incomplete=manifest.incomplete(readable, () if split == "all" else (split,)),
+        incomplete=manifest.incomplete(readable, SPLITS if split == "all" else (split,)),
         views=views,
         cost=cost_of(recogniser.model, labels),
         speed=_speed(recogniser, texts, given, readable) if timed else None,
@@ -202,6 +208,18 @@ def benchmark(
         },
         clips=clips,
     )
+
+
+def clip_names(items: Sequence[Item]) -> dict[int, str]:
+    """A name of its own for each clip, by the item's `id`: files of one name have their ending."""
+    plain = [item.name or str(item.path) for item in items]
+    count, given = Counter(plain), Counter[str]()
+    names = {}
+    for item, name in zip(items, plain, strict=True):
+        name = name + item.path.suffix if count[name] > 1 else name
+        given[name] += 1
+        names[id(item)] = f"{name} #{given[name]}" if given[name] > 1 else name
+    return names
 
 
 def chosen_split(
@@ -298,7 +316,8 @@ def _forward(
         batch = max(batch // 2, 1)
 
 
-_own: tuple[Recogniser, Texts, RecordedPoses | None] | None = None  # of a process that shares
+# Of a process that shares the work; or why it cannot.
+_own: tuple[Recogniser, Texts, RecordedPoses | None] | PevlError
 
 
 def _begin(
@@ -309,18 +328,23 @@ def _begin(
 ) -> None:
     """In a new process: load what it needs, on the GPU that is its turn."""
     global _own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells it to end
     number, of = numbers.get()
     torch.set_num_threads(max((os.cpu_count() or 1) // of, 1))
     device = loaded_by["device"]
     if device == "cuda":
         device = f"cuda:{number % torch.cuda.device_count()}"
-    recogniser = recognise.load(**{**loaded_by, "device": device})
-    recorded = None if poses is None else read_recorded(*poses)
-    _own = recogniser, recogniser.encode(labels), recorded
+    try:
+        recogniser = recognise.load(**{**loaded_by, "device": device})
+        recorded = None if poses is None else read_recorded(*poses)
+        _own = recogniser, recogniser.encode(labels), recorded
+    except (PevlError, RuntimeError) as error:  # a GPU without memory is the latter
+        _own = PevlError(f"process {number + 1} of {of}: {str(error).splitlines()[0]}")
 
 
 def _share(given: _Given) -> list[Tensor | str]:
-    assert _own is not None
+    if isinstance(_own, PevlError):
+        raise _own
     recogniser, texts, poses = _own
     whole = _Given(given.items, given.labels, poses, given.views, given.batch, given.workers)
     return list(_measured(recogniser, texts, whole, lambda done, total: None))
@@ -365,24 +389,25 @@ def _results(
     similarity: Tensor,
     true: Sequence[int],
     items: Sequence[Item],
+    names: Sequence[str],
     labels: LabelSet,
     temperature: float,
 ) -> list[ClipResult]:
     scores = (similarity / temperature).softmax(1)
     first = similarity.argmax(1).tolist()
+    places = ranks(similarity, true).tolist()
     out = []
-    for row, item, t, best, values in zip(similarity, items, true, first, scores, strict=True):
-        # The answer comes first; whatever is as near as the right label does not stand above it.
-        rank = 1 if best == t else max(2, 1 + int((row > row[t]).sum()))
-        order = [best, *(i for i in row.argsort(descending=True).tolist() if i != best)]
+    for i, (item, t, best, rank) in enumerate(zip(items, true, first, places, strict=True)):
+        row, values = similarity[i], scores[i]
+        order = [best, *(c for c in row.argsort(descending=True).tolist() if c != best)]
         out.append(
             ClipResult(
-                clip=item.name or str(item.path),
+                clip=names[i],
                 label=item.label,
                 group=item.group,
                 rank=rank,
                 score=float(values[t]),
-                predictions=[(labels.names[i], float(values[i])) for i in order[:TOP]],
+                predictions=[(labels.names[c], float(values[c])) for c in order[:TOP]],
             )
         )
     return out
@@ -399,23 +424,22 @@ def _speed(
     if cuda:
         torch.cuda.reset_peak_memory_stats(recogniser.device)
     for i, item in enumerate(items[: TIMED_CLIPS + 1]):
-        if item.there and config.video:
-            with suppress(PevlError, OSError):
-                times = [time.perf_counter()]
-                clip = sample_clip(item.path, config.pose_frames, item.start_s, item.end_s)
-                times.append(time.perf_counter())
-                recording = None if given.poses is None else given.poses.get(item.name)
-                actor = None
-                if recording is not None:
-                    actor = recording.actor_in(clip)
-                elif detector is not None:
-                    actor = detector.actor(clip, use_cache=False)
-                times.append(time.perf_counter())
-                sample = make_sample(clip, actor, config)
-                times.append(time.perf_counter())
-                stages["decode"].append(times[1] - times[0] + times[3] - times[2])
-                if detector is not None and recording is None:
-                    stages["pose"].append(times[2] - times[1])
+        recording = None if given.poses is None else given.poses.get(item.name)
+        if item.there and item.path.exists() and (config.video or recording is None):
+            times = [time.perf_counter()]
+            clip = sample_clip(item.path, config.pose_frames, item.start_s, item.end_s)
+            times.append(time.perf_counter())
+            actor = None
+            if recording is not None:
+                actor = recording.actor_in(clip)
+            elif detector is not None:
+                actor = detector.actor(clip, use_cache=False)
+            times.append(time.perf_counter())
+            sample = make_sample(clip, actor, config)
+            times.append(time.perf_counter())
+            stages["decode"].append(times[1] - times[0] + times[3] - times[2])
+            if detector is not None and recording is None:
+                stages["pose"].append(times[2] - times[1])
         else:
             sample = clips[i]
         began = time.perf_counter()
@@ -455,7 +479,8 @@ def _device_name(device: str) -> str:
 def trained_on(manifest: Manifest, checkpoint_name: str) -> bool:
     """Whether it is the very data set, with the same splits, that a checkpoint was trained on."""
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
-    return training.get("data_hash") == run.data_hash(manifest)
+    then, now = str(training.get("data_hash")), run.data_hash(manifest)
+    return then.partition("-")[0] == now.partition("-")[0]  # whatever the labels' texts are
 
 
 def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bool:
@@ -463,7 +488,7 @@ def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bo
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
     if training.get("data") != manifest.title:
         return False
-    return split == "train" or (split == "val" and bool(training.get("all_clips")))
+    return split in {"train", "all"} or (split == "val" and bool(training.get("all_clips")))
 
 
 def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:

@@ -7,6 +7,7 @@ before torch is loaded. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -76,6 +77,13 @@ class Precision(StrEnum):
     bf16 = "bf16"
     fp16 = "fp16"
 
+
+# Options of `pevl benchmark` that mean something beside --compare, and beside --ablation.
+COMPARING = {"compare", "results", "output"}
+ABLATING = {
+    *("ablation", "dataset", "root", "poses", "labels", "fold", "layout", "clip", "pose_weights"),
+    *("device", "precision", "out", "output", "config", "epochs", "seed", "assign"),
+}
 
 PoseWeights = Annotated[
     Path | None,
@@ -605,6 +613,7 @@ def train(
 
 @app.command()
 def benchmark(
+    context: typer.Context,
     results: Annotated[
         list[Path] | None,
         typer.Argument(help="With --compare: folders of results.", metavar="[RUN...]"),
@@ -673,6 +682,7 @@ def benchmark(
 
     Example: pevl benchmark --dataset haa500 --root DIR --checkpoint runs/haa500-mini/best
     """
+    _check_mode(context)
     if compare:
         _compare(results or [], output)
         return
@@ -701,7 +711,7 @@ def benchmark(
             "run.tracker": "none",
         }
         said = {key: value for key, value in given.items() if value is not None}
-        _ablate(ablation.value, config, said, assign or [], seed or [0, 1, 2], output)
+        _ablate(ablation.value, config, said, assign or [], sorted({*(seed or [0, 1, 2])}), output)
         return
     if views == 2:
         raise UsageError("--views 2: give 1, or 3 as in the paper.")
@@ -738,8 +748,8 @@ def benchmark(
     )
     folder = None
     if output is None:  # told now, not after all clips were measured
-        chosen, _ = measuring.chosen_split(manifest, checkpoint, split)
-        folder = out or Path("runs") / f"{manifest.title}-{chosen}-by-{_short_name(checkpoint)}"
+        measured, _ = measuring.chosen_split(manifest, checkpoint, split)
+        folder = out or Path("runs") / f"{manifest.title}-{measured}-by-{_short_name(checkpoint)}"
         _make_folder(folder)
     with console.ClipProgress("measuring") as listener:
         outcome = measuring.benchmark(
@@ -757,6 +767,19 @@ def benchmark(
         print(f"report: {folder / 'report.html'}")
     if measuring.seen_in_training(outcome.split, manifest, checkpoint):
         console.warn("the checkpoint was trained on these clips: the figures say nothing of others")
+
+
+def _check_mode(context: typer.Context) -> None:
+    """UsageError for an option that would be ignored beside --compare or --ablation."""
+    named = set()
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            named.add(name)
+    for mode, fits in (("compare", COMPARING), ("ablation", ABLATING)):
+        if mode in named and named - fits:
+            option = sorted(named - fits)[0].replace("_", "-")
+            raise UsageError(f"--{option} does not go with --{mode}.")
 
 
 def _compare(folders: list[Path], output: Path | None) -> None:
@@ -841,7 +864,7 @@ def demo(
     console.show_answer(answer)
     console.show_picture(report.drawn_frame(sampled, actor))
     print(f"\nthe clip: {clip}\nwhat it looked at: {picture}\n\nnext:")
-    print(f"  pevl classify {clip} --top-k 3")
+    print(f"  {shlex.join(['pevl', 'classify', str(clip), '--top-k', '3'])}")
     print("  pevl classify YOUR_CLIP.mp4")
     print("  pevl train --dataset FOLDER_OF_CLASS_FOLDERS --init pevl-mini")
 

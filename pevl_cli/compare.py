@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ class Result:
     """What of a `result.json` is compared."""
 
     name: str
+    path: str
     dataset: str
     split: str
     top1: float
@@ -70,7 +71,7 @@ class Comparison:
             [getattr(r, name) for r in self.results]
             for name in ("top1", "top5", "mean_class", "calibration_error")
         ]
-        mean = [f"{np.mean(values):.1%} ± {np.std(values):.1%}" for values in columns]
+        mean = [f"{np.mean(values):.1%} ± {np.std(values, ddof=1):.1%}" for values in columns]
         return [*out, [f"mean of {len(out)}", "", "", mean[0], "", *mean[1:]]]
 
     def told(self) -> list[str]:
@@ -118,7 +119,8 @@ def read_result(path: Path) -> Result:
             raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
         got, sure = raw["accuracy"], raw["intervals"]["top1"]
         return Result(
-            name=path.name if path.is_dir() else path.stem,
+            name=file.resolve().parent.name if file.name == "result.json" else file.stem,
+            path=str(path),
             dataset=raw["dataset"],
             split=raw["split"],
             top1=float(got["top1"]),
@@ -138,8 +140,10 @@ def compare(results: Sequence[Result]) -> Comparison:
     """The first beside each of the others. UsageError for fewer than two."""
     if len(results) < 2:
         raise UsageError("--compare needs two or more folders of results: --compare RUN RUN.")
+    if len({r.name for r in results}) < len(results):  # told apart by the whole path
+        results = [replace(r, name=r.path) for r in results]
     if len({r.name for r in results}) < len(results):
-        raise UsageError("--compare: two of the folders have the same name; rename one.")
+        raise UsageError("--compare: the same result was named twice.")
     return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
 
 
@@ -171,7 +175,10 @@ def _difference(first: Result, other: Result) -> Difference:
 
 def markdown(found: Comparison) -> str:
     head = "| " + " | ".join(found.HEAD) + " |\n|---|---|" + "---:|" * (len(found.HEAD) - 2)
-    rows = ["| " + " | ".join(cells) + " |" for cells in found.rows()]
+    rows = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in found.rows()
+    ]
     told = [
         f"- {line.strip()}" if line[0] != " " else f"  - {line.strip()}" for line in found.told()
     ]

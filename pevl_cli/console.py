@@ -41,7 +41,8 @@ def show_outcome(outcome: Outcome) -> None:
     from rich.text import Text
 
     got, sure = outcome.accuracy, outcome.intervals
-    table = Table(title=f"{outcome.dataset}, split {outcome.split}", title_justify="left")
+    title = Text(f"{outcome.dataset}, split {outcome.split}")
+    table = Table(title=title, title_justify="left")
     table.add_column("action")
     table.add_column("accuracy", justify="right")
     weakest = sorted(got.per_class.items(), key=lambda item: item[1])
@@ -110,8 +111,9 @@ def show_missing(title: str, rows: Sequence[Sequence[int | str]]) -> None:
     """What of a data set is there: a row a split."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("split")
     for column in ("official", "listed", "own clip", "in a longer video", "poses", "missing"):
         table.add_column(column, justify="right")

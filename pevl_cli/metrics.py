@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest, bootstrap
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
+TOP = 5  # answers that are looked at
 LEVEL = 0.95  # of intervals
 RESAMPLES = 2000
 BINS = 15  # of scores, for the calibration error
@@ -41,21 +43,31 @@ def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) ->
     """Share of clips whose best text is the right one; and its mean over classes that occur."""
     true, given = np.asarray(labels), similarity.argmax(1).numpy()
     right = given == true
-    per_class = {names[c]: float(right[true == c].mean()) for c in np.unique(true)}
+    classes = np.unique(true)
+    shares = recall_score(true, given, labels=classes, average=None).tolist()
+    per_class = {names[c]: share for c, share in zip(classes, shares, strict=True)}
     mixed = Counter(zip(true[~right].tolist(), given[~right].tolist(), strict=True))
-    top5 = 1.0
-    if len(names) > 5:
-        classes = np.arange(len(names))
-        top5 = top_k_accuracy_score(true, similarity.double().numpy(), k=5, labels=classes)
     return Accuracy(
-        float(right.mean()),
-        float(top5),
-        float(np.mean(list(per_class.values()))),
+        float(accuracy_score(true, given)),
+        float((ranks(similarity, labels) <= TOP).mean()),
+        float(np.mean(shares)),
         len(true),
         per_class,
         [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
         fit_temperature(similarity, labels),
     )
+
+
+def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
+    """The place of the right label among all, from 1, (N,). The answer is the first of the best;
+    whatever else is as near as the right label does not stand above it.
+    """
+    true = torch.as_tensor(list(labels))
+    own = similarity.gather(1, true[:, None])
+    above = (similarity > own).sum(1)
+    right = similarity.argmax(1) == true
+    place: np.ndarray = torch.where(right, 1, (1 + above).clamp_min(2)).numpy()
+    return place
 
 
 # -- how much scores mean ---------------------------------------------------------------------
@@ -96,7 +108,8 @@ def reliability(similarity: Tensor, labels: Sequence[int], temperature: float) -
     best = np.clip(scores.max(1), 0, 1)
     right = scores.argmax(1) == np.asarray(labels)
     share, mean = calibration_curve(right, best, n_bins=BINS)
-    clips = np.histogram(best, np.linspace(0, 1, BINS + 1))[0]
+    # As that counts them, where a score lies on the edge of two bins.
+    clips = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], best))
     error = float(np.average(np.abs(share - mean), weights=clips[clips > 0]))
     return Reliability(mean.tolist(), share.tolist(), error)
 

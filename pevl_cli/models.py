@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -129,33 +129,36 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
         asset: dict[str, Any] = next(a for a in release["assets"] if a["name"] == name)
         address, size = str(asset["browser_download_url"]), int(asset["size"])
         wanted = str(asset.get("digest") or "").removeprefix("sha256:")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise _offline(name, error) from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise _offline(name, error, target) from error
     except (KeyError, StopIteration, TypeError) as error:
         raise PevlError(f"{name}: its publisher no longer lists it ({error!r}).") from error
-    if target.is_file() and (not wanted or _sha256(target) == wanted):
+    same_size = target.is_file() and target.stat().st_size == size
+    if same_size and (not wanted or _sha256(target) == wanted):
         return target
-    digest = hashlib.sha256()
-    with write_aside(target) as temporary:
-        try:
-            done = 0
-            with (
-                urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer,
-                temporary.open("wb") as file,
-            ):
-                while piece := answer.read(PIECE):
-                    file.write(piece)
-                    digest.update(piece)
-                    done += len(piece)
-                    listener(done, size)
-        except urllib.error.URLError as error:
-            raise _offline(name, error) from error
+    digest, done = hashlib.sha256(), 0
+    with write_aside(target) as temporary, temporary.open("wb") as file:
+        for piece in _pieces(name, address):
+            file.write(piece)
+            digest.update(piece)
+            done += len(piece)
+            listener(done, size)
+        file.flush()
         if done != size or (wanted and digest.hexdigest() != wanted):
             raise PevlError(
                 f"{name}: what came is not what its publisher lists ({done:,} of {size:,} bytes, "
                 f"hash {digest.hexdigest()[:12]}, {wanted[:12] or 'none'} listed); try again."
             )
     return target
+
+
+def _pieces(name: str, address: str) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+            while piece := answer.read(PIECE):
+                yield piece
+    except (OSError, HTTPException) as error:
+        raise _offline(name, error) from error
 
 
 # -- CLIP's towers ------------------------------------------------------------------------------
@@ -193,8 +196,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _offline(name: str, error: Exception) -> PevlError:
+def _offline(name: str, error: Exception, here: Path | None = None) -> PevlError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    if here is not None and here.is_file():
+        return PevlError(
+            f"{name}: lies in {here}, but could not be checked, as its publisher cannot be asked "
+            f"({reason})."
+        )
     return PevlError(
         f"{name}: could not be fetched ({reason}). Is there a network? On a computer that has one, "
         "`pevl models fetch` it, or download it, and name the file with --pose-weights or --clip."

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from pevl_cli.benchmark import ClipResult, Outcome
+from pevl_cli.benchmark import ClipResult, Outcome, clip_names
 from pevl_cli.cache import write_aside
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError
@@ -33,6 +33,7 @@ TEMPLATE = Path(__file__).parent / "data" / "page.html"
 MISTAKES = 24  # shown with their frames
 PAIRS = 20  # of labels that are mixed up, listed
 TICKED_CLASSES = 60  # more labels than these are told by pointing at a cell only
+LABEL_LENGTH = 40  # of a label beside a chart, in letters
 PERCENT = 100
 
 
@@ -116,7 +117,8 @@ def markdown(outcome: Outcome) -> str:
         f"{PERCENT * got.top5:.1f}",
         f"**{PERCENT * got.mean_class:.1f}** ({_between(sure['mean_class'])})",
     )
-    rows.append(f"| {outcome.checkpoint} | " + " | ".join(cells) + " |")
+    name = outcome.checkpoint.replace("|", "\\|")
+    rows.append(f"| {name} | " + " | ".join(cells) + " |")
     told = [f"- {line}" for line in facts(outcome)]
     return "\n".join([f"### {outcome.dataset}", "", head, *rows, "", *told]) + "\n"
 
@@ -205,7 +207,8 @@ def mistake_strips(
     outcome: Outcome, manifest: Manifest, recogniser: Recogniser, poses: RecordedPoses | None
 ) -> dict[str, bytes]:
     """Frames with joints of the worst mistakes, by the clip's name."""
-    items = {item.name or str(item.path): item for item in manifest.items}
+    names = clip_names(manifest.items)
+    items = {names[id(item)]: item for item in manifest.items}
     count = recogniser.model.config.pose_frames
     strips = {}
     for result in worst_mistakes(outcome.clips):
@@ -239,13 +242,20 @@ def _class_chart(outcome: Outcome) -> go.Figure:
             orientation="h",
             text=[f"{round(v * count[n])} of {count[n]}" for n, v in weakest],
             textposition="auto",
-            hovertemplate="%{y}: %{x:.1f} % (%{text})<extra></extra>",
+            customdata=names,
+            hovertemplate="%{customdata}: %{x:.1f} % (%{text})<extra></extra>",
         )
     )
     figure.update_layout(height=90 + 24 * len(names), bargap=0.25)
     figure.update_xaxes(range=[0, 101], dtick=25, title="clips named rightly, %", side="top")
-    figure.update_yaxes(automargin=True)
+    figure.update_yaxes(automargin=True, **_categories(names))
     return figure
+
+
+def _categories(names: Sequence[str]) -> dict[str, Any]:
+    """An axis of labels, also if they look like numbers or dates; long ones are cut."""
+    short = [n if len(n) <= LABEL_LENGTH else f"{n[: LABEL_LENGTH - 1]}…" for n in names]
+    return {"type": "category", "tickvals": list(names), "ticktext": short}
 
 
 def clustered(confusion: np.ndarray) -> np.ndarray:
@@ -289,7 +299,7 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
     )
     few = len(names) <= TICKED_CLASSES
     figure.update_layout(height=max(460, min(900, 140 + 26 * len(names))), dragmode="zoom")
-    axis = {"showticklabels": few, "automargin": True, "showgrid": False}
+    axis = {"showticklabels": few, "automargin": True, "showgrid": False} | _categories(names)
     figure.update_xaxes(title={"text": "given", "standoff": 12}, tickangle=-60, **axis)
     figure.update_yaxes(title={"text": "right", "standoff": 12}, autorange="reversed", **axis)
     return figure

@@ -142,14 +142,9 @@ class Recogniser:
         self, video: str | Path, start_s: float | None = None, end_s: float | None = None
     ) -> Sample:
         """Decode, find the actor and cut out: all that comes before the model."""
-        sample = read_sample(video, self.model.config, self.detector, start_s, end_s)
-        if not self.model.config.video and not sample.seen:
-            raise PevlError(
-                f"{video}: nobody was found in it, and this model looks at poses only."
-                if self.detector is not None
-                else "this model looks at poses only, and cannot be used with --no-pose."
-            )
-        return sample
+        if not self.model.config.video and self.detector is None:
+            raise UsageError("this model looks at poses only, and cannot be used with --no-pose.")
+        return read_sample(video, self.model.config, self.detector, start_s, end_s)
 
     @torch.inference_mode()
     def encode(self, labels: LabelSet) -> Texts:

@@ -97,15 +97,17 @@ def fixed_settings(settings: TrainSettings) -> dict[str, str]:
 
 
 def data_hash(manifest: Manifest) -> str:
-    """Hash of what is trained on: clips by their place in the set, labels, texts and splits."""
+    """Hash of what is trained on: clips by their place in the set, their labels and splits; and,
+    after a hyphen, of the labels' texts.
+    """
     root = manifest.source if manifest.source.is_dir() else manifest.source.parent
     digest = hashlib.blake2b(digest_size=8)
     for item in manifest.items:
         with suppress(ValueError):
             item = replace(item, path=item.path.relative_to(root))
         digest.update(repr(item).encode())
-    digest.update(repr(manifest.labels).encode())
-    return digest.hexdigest()
+    texts = hashlib.blake2b(repr(manifest.labels).encode(), digest_size=4)
+    return f"{digest.hexdigest()}-{texts.hexdigest()}"
 
 
 def write_facts(folder: Path, settings: TrainSettings, facts: dict[str, object]) -> None:

@@ -61,14 +61,16 @@ def read_sample(
     """Decode a clip, find its actor and cut out what the model sees.
 
     A ``recording`` of the clip's poses makes the detector needless. Without either, or where nobody
-    is found, the whole picture is kept and the joints are all invisible. PevlError as `sample_clip`
-    and the detector raise it.
+    is found, the whole picture is kept and the joints are all invisible; a model without video
+    refuses it. PevlError as `sample_clip` and the detector raise it, too.
     """
     clip = sample_clip(path, config.pose_frames, start_s, end_s)
     if recording is not None:
         actor: Actor | None = recording.actor_in(clip)
     else:
         actor = detector.actor(clip) if detector is not None else None
+    if not config.video and (actor is None or not actor.seen.any()):
+        raise PevlError(f"{path}: nobody was found in it, and this model looks at poses only.")
     return make_sample(clip, actor, config)
 
 

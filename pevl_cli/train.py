@@ -855,7 +855,8 @@ def steps_per_epoch(settings: TrainSettings, clips: int) -> int:
 
 
 def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
-    if stored is None:
+    # One of an older pevl, which kept less of it, is measured again with the next epoch.
+    if stored is None or {f.name for f in fields(Accuracy)} - stored.keys():
         return None
     return Accuracy(**stored)
 

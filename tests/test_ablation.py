@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pevl_cli.ablation import ABLATIONS, VARIANTS, _config, _first_like
 from pevl_cli.cli import app
-from pevl_cli.errors import UsageError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model.config import CONFIGS
 
 PAPER = CONFIGS["vit-b-16"]
@@ -73,6 +73,16 @@ def test_one_command_makes_the_table_and_a_second_one_goes_on(tmp_path: Path) ->
     assert json.loads(figures.read_text())["top1"] == 0.123
     said = CliRunner().invoke(app, [*line, "--epochs", "3"])
     assert isinstance(said.exception, UsageError) and "another 'optim'" in str(said.exception)
+    (tmp_path / "other").mkdir()
+    other = learnable(tmp_path / "other", joints=13)
+    elsewhere = [str(other) if part == str(file) else part for part in line]
+    said = CliRunner().invoke(app, elsewhere)
+    assert "was made with another" in str(said.exception)
+    figures.write_text('{"top1": 0.')
+    said = CliRunner().invoke(app, line)
+    assert isinstance(said.exception, PevlError) and "is damaged" in str(said.exception)
+    said = CliRunner().invoke(app, [*line, "--views", "3"])
+    assert str(said.exception) == "--views does not go with --ablation."
     # Its other tables are about videos too.
     line[line.index("pose-input")] = "ucmr"
     said = CliRunner().invoke(app, line)

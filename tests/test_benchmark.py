@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from conftest import MakeVideo
 from test_recorded import learnable
 from torch import Tensor
 from typer.testing import CliRunner
 
 from pevl_cli import recognise
-from pevl_cli.benchmark import benchmark
+from pevl_cli.benchmark import benchmark, chosen_split, clip_names, seen_in_training
 from pevl_cli.cli import app
-from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import Batch, Texts
@@ -113,7 +113,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
 def test_a_report_is_written_and_compared(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
-    def run(*arguments: object) -> Result:
+    def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, ["benchmark", *map(str, arguments)])
 
     weights = ("--pose-weights", pose_weights, "--device", "cpu")
@@ -172,6 +172,46 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
             clip.write_bytes(b"no video")
     with pytest.raises(PevlError, match="none of the 2 clips of split 'val' can be read; the fi"):
         benchmark(read_manifest(tmp_path / "bad"), recogniser, "pevl-mini")
+
+
+def test_clips_that_were_trained_on_are_told_of(tmp_path: Path, make_video: MakeVideo) -> None:
+    """Where splits are drawn anew, what is all of a changed set is mostly training clips."""
+    for label in ("yoga_lotus", "yoga_child"):
+        for k in range(3):
+            make_video(f"field/{label}/{k}.mp4", frames=8)
+    manifest = read_manifest(tmp_path / "field")
+    assert chosen_split(manifest, "pevl-mini", None)[0] == "all"
+    assert seen_in_training("all", manifest, "pevl-mini")  # whose data set has this name
+    assert not seen_in_training("val", manifest, "pevl-mini")
+
+
+def test_each_clip_has_a_name_of_its_own() -> None:
+    files = ("0.mp4", "0.mov", "0.mov", "1.mov")
+    items = [Item(Path(f"a/{file}"), "x", name=f"a/{file[0]}") for file in files]
+    assert [*clip_names(items).values()] == ["a/0.mp4", "a/0.mov", "a/0.mov #2", "a/1"]
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    for label in ("yoga_lotus", "yoga_child"):
+        for split in ("train", "val"):
+            make_video(f"clips [old]/{split}/{label}/1.mp4", frames=8)
+    line = ["benchmark", "--dataset", str(tmp_path / "clips [old]"), "--no-pose"]
+    said = CliRunner().invoke(app, [*line, "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert said.exit_code == 0, said.output
+    assert "clips [old], split val" in said.output
+    (tmp_path / "file").write_text("")
+    said = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "file")])
+    assert isinstance(said.exception, UsageError) and "not a folder" in str(said.exception)
+
+
+def test_weights_that_are_no_numbers_are_told(some_clips: Path, pose_weights: Path) -> None:
+    recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
+    with torch.no_grad():
+        recogniser.model.visual.proj.fill_(float("nan"))
+    with pytest.raises(PevlError, match="it is damaged"):
+        benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
 
 
 def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_two_runs_are_compared_clip_by_clip(tmp_path: Path) -> None:
     }
     told = markdown(found)
     assert "| one | own test | 8 | 50.0% |" in told and "+25.0 points" in told
-    assert found.rows()[-1][:4] == ["mean of 2", "", "", "62.5% ± 12.5%"]
+    assert found.rows()[-1][:4] == ["mean of 2", "", "", "62.5% ± 17.7%"]
 
 
 def test_several_splits_have_a_mean_and_no_test(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_several_splits_have_a_mean_and_no_test(tmp_path: Path) -> None:
     found = compare([read_result(f) for f in folders])
     assert found.differences[0].paired is None
     assert "no clip in common" in found.told()[0]
-    assert found.rows()[-1][3] == "75.0% ± 25.0%"
+    assert found.rows()[-1][3] == "75.0% ± 35.4%"
 
 
 def test_what_is_no_result_is_told(tmp_path: Path) -> None:
@@ -74,5 +74,13 @@ def test_what_is_no_result_is_told(tmp_path: Path) -> None:
     one = read_result(write(tmp_path / "one", "1"))
     with pytest.raises(UsageError, match="two or more"):
         compare([one])
-    with pytest.raises(UsageError, match="the same name"):
+    with pytest.raises(UsageError, match="named twice"):
         compare([one, one])
+
+
+def test_results_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+    files = [write(tmp_path / place / "run", "10") / "result.json" for place in ("a", "b")]
+    assert read_result(files[0]).name == "run"
+    assert [r.name for r in compare([read_result(f) for f in files]).results] == [*map(str, files)]

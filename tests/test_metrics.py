@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pevl_cli.metrics import accuracy, fit_temperature, intervals, paired, reliability
+from pevl_cli.metrics import accuracy, fit_temperature, intervals, paired, ranks, reliability
 
 NAMES = tuple("abcdefg")
 
@@ -59,6 +59,19 @@ def test_the_calibration_error_is_least_where_scores_are_right() -> None:
     too_sure, unsure = (reliability(similarity, labels, t).error for t in (0.05, 0.8))
     assert right.error < 0.02 < 0.1 < min(too_sure, unsure)
     assert np.abs(np.subtract(right.score, right.right)).max() < 0.1
+
+
+def test_scores_on_the_edge_of_two_bins_are_counted_once() -> None:
+    """Three labels, all alike: a score of exactly a third."""
+    similarity = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0]])
+    assert reliability(similarity, [0, 1], 1.0).error == pytest.approx(0.52, abs=0.02)
+
+
+def test_ties_are_broken_once() -> None:
+    """Ten labels, all alike: the answer is the first, and it is among the first five."""
+    alike = accuracy(torch.zeros(2, 10), [0, 9], [*map(str, range(10))])
+    assert (alike.top1, alike.top5) == (0.5, 1.0)
+    assert ranks(torch.zeros(2, 10), [0, 9]).tolist() == [1, 2]
 
 
 def test_an_interval_is_as_wide_as_theory_says() -> None:

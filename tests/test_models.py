@@ -39,7 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[: state.get("sent")] if self.path == "/file" else body)
 
         def log_message(self, *_: object) -> None:
             return
@@ -86,6 +86,22 @@ def test_without_a_network_it_is_said_what_to_do(
     assert isinstance(said.exception, PevlError)
     assert "Is there a network?" in str(said.exception)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_download_that_breaks_off_is_told(server: dict[str, Any]) -> None:
+    server["sent"] = len(WEIGHTS) // 2
+    with pytest.raises(PevlError, match="is not what its publisher lists"):
+        models.fetch(NAME)
+    assert all(e.known.name != NAME for e in models.list_models() if e.place)
+
+
+def test_one_that_is_here_and_cannot_be_checked_is_told(
+    server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = models.fetch(NAME)
+    monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
+    with pytest.raises(PevlError, match=f"lies in {place}, but could not be checked"):
+        models.fetch(NAME)
 
 
 def test_a_tower_is_checked_by_the_hash_that_the_hub_keeps_it_under(

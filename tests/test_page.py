@@ -93,6 +93,19 @@ def test_a_page_of_many_labels_is_no_larger_than_its_cells() -> None:
     assert '"showticklabels":false' in page
 
 
+def test_labels_that_look_like_numbers_or_dates_stay_labels() -> None:
+    for labels in (("0", "1", "2"), ("2000-01-01", "b", "c")):
+        page = html(outcome(labels), {})
+        # Of the bars, and both of the matrix.
+        assert page.count('"type":"category"') == 3
+
+
+def test_long_labels_are_cut_beside_the_chart_and_whole_in_it() -> None:
+    long = "a salto " * 20
+    page = html(outcome((long, "b")), {})
+    assert f'"{long[:39]}\\u2026"' in page and f'"{long}"' in page
+
+
 def test_the_table_stands_beside_the_papers_rows() -> None:
     made = outcome(("a", "b", "c"), "haa500")
     told = markdown(made)

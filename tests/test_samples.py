@@ -14,10 +14,11 @@ import torch
 from conftest import MakeVideo, number_of, picture
 from tiny import tiny_model
 
+from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import Batch
-from pevl_cli.pose import Actor
+from pevl_cli.pose import Actor, PoseDetector
 from pevl_cli.samples import (
     VISIBLE_SCORE,
     Sample,
@@ -416,3 +417,12 @@ def test_labels_that_name_a_side_are_never_mirrored(
     given = {"data.dataset": ".", "run.tracker": "none", "run.device": "cpu"}
     trainer = Trainer(tiny_model(), labels, load_settings("mini", given))
     assert trainer.augmentation.mirror is mirrors
+
+
+def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
+    shared: Path, pose_weights: Path
+) -> None:
+    config = CONFIGS["mini"].model_copy(update={"video": False})
+    detector = PoseDetector(pose_weights, device="cpu")
+    with pytest.raises(PevlError, match="nobody was found in it, and this model looks at poses"):
+        read_sample(shared / "data" / "clips" / "nobody_cars.mp4", config, detector)
