@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -144,8 +144,10 @@ def benchmark(
     split, listed = chosen_split(manifest, checkpoint_name, split)
     labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
     items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
+    place = {name: labels.find(name) or 0 for name in {item.label for item in items}}
+    same = [replace(item, label=labels.names[place[item.label]]) for item in items]
     texts = recogniser.encode(labels)
-    given = _Given(items, labels, poses, views, batch, workers or min(os.cpu_count() or 1, 8))
+    given = _Given(same, labels, poses, views, batch, workers or min(os.cpu_count() or 1, 8))
     found: list[Tensor | str]
     if processes > 1 and len(items) > 1:
         found = _shared(recogniser, given, processes, listener)
@@ -162,10 +164,10 @@ def benchmark(
             f"{why}"
         )
     readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Tensor)]
+    measured = [i for i, row in zip(same, found, strict=True) if isinstance(row, Tensor)]
     similarity = torch.stack(rows)
     if not similarity.isfinite().all():
         raise PevlError(f"{checkpoint_name}: gives answers that are no numbers; it is damaged.")
-    place = {name: i for i, name in enumerate(labels.names)}
     true = [place[item.label] for item in readable]
     groups = [item.group for item in readable]
     names = clip_names(manifest.items)
@@ -193,7 +195,7 @@ def benchmark(
         incomplete=manifest.incomplete(readable, SPLITS if split == "all" else (split,)),
         views=views,
         cost=cost_of(recogniser.model, labels),
-        speed=_speed(recogniser, texts, given, readable) if timed else None,
+        speed=_speed(recogniser, texts, replace(given, items=measured)) if timed else None,
         made={
             "pevl": __version__,
             "torch": torch.__version__,
@@ -403,7 +405,7 @@ def _results(
         out.append(
             ClipResult(
                 clip=names[i],
-                label=item.label,
+                label=labels.names[t],
                 group=item.group,
                 rank=rank,
                 score=float(values[t]),
@@ -413,17 +415,15 @@ def _results(
     return out
 
 
-def _speed(
-    recogniser: Recogniser, texts: Texts, given: _Given, items: Sequence[Item]
-) -> Speed | None:
+def _speed(recogniser: Recogniser, texts: Texts, given: _Given) -> Speed:
     """Time the stages on the first clips, each alone; their poses are found anew."""
     config, detector = recogniser.model.config, recogniser.detector
     cuda = recogniser.device.startswith("cuda")
-    clips = Clips(items, given.labels.names, config, detector, 0, given.poses)
+    clips = Clips(given.items, given.labels.names, config, detector, 0, given.poses)
     stages: dict[str, list[float]] = {"decode": [], "pose": [], "model": []}
     if cuda:
         torch.cuda.reset_peak_memory_stats(recogniser.device)
-    for i, item in enumerate(items[: TIMED_CLIPS + 1]):
+    for i, item in enumerate(given.items[: TIMED_CLIPS + 1]):
         recording = None if given.poses is None else given.poses.get(item.name)
         if item.there and item.path.exists() and (config.video or recording is None):
             times = [time.perf_counter()]
@@ -494,28 +494,17 @@ def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bo
 def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
     """The labels to choose among: the checkpoint's, if the data set's are among them.
 
-    PevlError shows the first that differs. Where labels are numbers (a pickle's), their order has
-    to be the same, or numbers would mean other actions.
+    They are the same by name, text or another phrasing. PevlError shows the first that is not.
     """
     if known is None:
         return manifest.labels
-    theirs, ours = manifest.labels.names, known.names
-    if manifest.poses == manifest.source:
-        for i in range(max(len(theirs), len(ours))):
-            a = theirs[i] if i < len(theirs) else "(none)"
-            b = ours[i] if i < len(ours) else "(none)"
-            if a != b:
-                raise PevlError(
-                    f"label {i} is '{a}' in {manifest.source.name} and '{b}' in {checkpoint_name}: "
-                    "the same label file is needed for both."
-                )
-        return known
     used = {item.label for item in manifest.items}
-    for i, name in enumerate(theirs):
-        if name in used and name not in ours:
+    for i, name in enumerate(manifest.labels.names):
+        if name in used and known.find(name) is None:
+            last = min(i, len(known) - 1)
             raise PevlError(
                 f"label {i} of {manifest.name or manifest.source}, '{name}', is none of the "
-                f"{len(ours)} labels of {checkpoint_name} (whose label {min(i, len(ours) - 1)} is "
-                f"'{ours[min(i, len(ours) - 1)]}')."
+                f"{len(known)} labels of {checkpoint_name} (whose label {last} is "
+                f"'{known.names[last]}')."
             )
     return known

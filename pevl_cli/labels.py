@@ -96,11 +96,31 @@ class LabelSet:
         # Not str.format: texts and prompts may hold braces of their own.
         return self.prompt.replace(_SLOT, text)
 
+    def find(self, phrase: str) -> int | None:
+        """The label that has this name, this text or this other phrasing; None if none has.
+
+        Case, hyphens and underscores make no difference: `push_up` is "Push-up". Names count before
+        texts, texts before other phrasings.
+        """
+        wanted = _plain(phrase)
+        for column in (self.names, self.texts):
+            for i, said in enumerate(column):
+                if _plain(said) == wanted:
+                    return i
+        for i, more in enumerate(self.others):
+            if wanted in map(_plain, more):
+                return i
+        return None
+
     @property
     def names_a_side(self) -> bool:
         """Whether any name or text says left or right; a mirror image would have another label."""
         said = (*self.names, *self.texts, *(text for more in self.others for text in more))
         return any(_SIDE.search(_CAMEL_CASE.sub(" ", s)) for s in said)
+
+
+def _plain(phrase: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", phrase.casefold().strip()))
 
 
 def read_labels(source: str | Path) -> LabelSet:

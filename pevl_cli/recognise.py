@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,10 @@ class Recogniser:
         """A warning where a model that has read nothing but its own labels is asked for others."""
         if self.labels is None or self.model.config.frozen_base:
             return []
-        known = {*self.labels.names, *self.labels.texts, *chain(*self.labels.others)}
         unknown = [
             name
             for name, text in zip(labels.names, labels.texts, strict=True)
-            if name not in known and text not in known
+            if self.labels.find(name) is None and self.labels.find(text) is None
         ]
         if not unknown:
             return []
@@ -185,12 +184,12 @@ class Recogniser:
             chosen = LabelSet(tuple(labels), tuple(labels))
         if self.labels is None:
             return chosen
-        # A label the checkpoint was trained on keeps the texts it was trained with.
+        # A label the checkpoint was trained on, by whatever phrasing, keeps the texts it was
+        # trained with.
         own = self.labels
-        place = {name: i for i, name in enumerate(own.names)}
         bare = chosen.texts == chosen.names and not chosen.others
-        if bare and place.keys() >= set(chosen.names):
-            rows = [place[name] for name in chosen.names]
+        rows = [row for name in chosen.names if (row := own.find(name)) is not None]
+        if bare and len(rows) == len(chosen):
             others = tuple(own.others[i] for i in rows) if own.others else ()
             return replace(
                 chosen, texts=tuple(own.texts[i] for i in rows), prompt=own.prompt, others=others

@@ -185,6 +185,25 @@ def test_clips_that_were_trained_on_are_told_of(tmp_path: Path, make_video: Make
     assert not seen_in_training("val", manifest, "pevl-mini")
 
 
+def test_labels_are_the_same_by_another_phrasing(
+    some_clips: Path, pose_weights: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(some_clips / "val", own / "val")
+    for folder in (own / "val").iterdir():
+        folder.rename(folder.with_name(folder.name.replace("_", "-").upper()))
+    recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
+    (own / "train").mkdir()
+    shutil.copytree(next((own / "val").iterdir()), own / "train" / "YOGA-LOTUS")
+    there = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
+    here = benchmark(read_manifest(own), recogniser, "pevl-mini", split="val")
+    assert here.accuracy.per_class == there.accuracy.per_class
+    clip = next((own / "val" / "YOGA-CHILD").iterdir())
+    named = recogniser.classify(clip, ["yoga child", "Yoga-Lotus"])
+    assert named.predictions[0].label == "yoga child"
+    assert not any("never learnt" in warning for warning in named.warnings)
+
+
 def test_each_clip_has_a_name_of_its_own() -> None:
     files = ("0.mp4", "0.mov", "0.mov", "1.mov")
     items = [Item(Path(f"a/{file}"), "x", name=f"a/{file[0]}") for file in files]

@@ -435,3 +435,15 @@ def test_several_phrasings_of_a_label() -> None:
     assert parse_labels("a\nb\tc\n", "f").others == (), "nothing to hold"
     with pytest.raises(PevlError, match="phrasings"):
         LabelSet(("a", "b"), ("a", "b"), others=(("c",),))
+
+
+def test_a_label_is_found_by_name_text_or_another_phrasing() -> None:
+    labels = LabelSet(
+        ("push_up", "plank", "dip"),
+        ("a push-up on the floor", "plank", "push up"),
+        others=(("press-up",), (), ("Plank",)),
+    )
+    assert [labels.find(p) for p in ("push_up", "Push-Up", "a push-up on the floor")] == [0, 0, 0]
+    assert labels.find("Press Up") == 0
+    assert labels.find("plank") == 1, "a name counts before another label's phrasing"
+    assert labels.find("squat") is None
