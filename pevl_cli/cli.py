@@ -585,7 +585,7 @@ def train(
     settings = load_settings(named, said, assign or ())
     manifest = read_data(settings.data, settings.run.seed)
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
-    for warning in manifest.warnings if first else ():
+    for warning in (*manifest.warnings, *manifest.drawn) if first else ():
         console.warn(warning)
 
     from pevl_cli import train as training
@@ -733,7 +733,8 @@ def benchmark(
     drawn = {"hold_out": made["hold_out"]} if "hold_out" in made else {}
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold, **drawn)
     manifest = read_data(data, int(made.get("seed", 0)), facts.label_set)
-    for warning in manifest.warnings:
+    measured, _ = measuring.chosen_split(manifest, checkpoint, split)
+    for warning in (*manifest.warnings, *(manifest.drawn if measured != "all" else ())):
         console.warn(warning)
     source = poses or (manifest.poses if pose_weights is None else None)
     recorded = None if source is None or no_pose else read_recorded(source, layout)
@@ -748,7 +749,6 @@ def benchmark(
     )
     folder = None
     if output is None:  # told now, not after all clips were measured
-        measured, _ = measuring.chosen_split(manifest, checkpoint, split)
         folder = out or Path("runs") / f"{manifest.title}-{measured}-by-{_short_name(checkpoint)}"
         _make_folder(folder)
     with console.ClipProgress("measuring") as listener:
@@ -810,7 +810,7 @@ def _ablate(
 
     settings = load_settings(config, given, assignments)
     manifest = read_data(settings.data, 0)
-    for warning in manifest.warnings:
+    for warning in (*manifest.warnings, *manifest.drawn):
         console.warn(warning)
 
     from pevl_cli import ablation
@@ -936,7 +936,7 @@ def check_data(
         from pevl_cli.recorded import read_recorded
 
         recorded = read_recorded(source)
-    for warning in manifest.warnings:
+    for warning in (*manifest.warnings, *manifest.drawn):
         console.warn(warning)
     rows: list[tuple[int | str, ...]] = []
     missing: list[Item] = []
@@ -1047,6 +1047,9 @@ def _end_batch(failed: int, total: int) -> None:
 def main() -> None:
     """Run the command; the one place where errors become a line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait for each other by spinning take the processor from the one that computes,
+    # if anything else runs: a step of training then takes six times as long (benchmarks/README.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except PevlError as error:

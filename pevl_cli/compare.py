@@ -53,7 +53,15 @@ class Comparison:
     results: list[Result]
     differences: list[Difference]  # of the second, the third, ... from the first
 
-    HEAD: ClassVar = ("run", "split", "clips", "top-1", "95 %", "top-5", "mean class", "cal. error")
+    HEAD: ClassVar = (
+        "run, %",
+        "split",
+        "clips",
+        "top-1 (95 %)",
+        "top-5",
+        "mean class",
+        "cal. error",
+    )
 
     def rows(self) -> list[list[str]]:
         """As text, with the mean over all below."""
@@ -62,17 +70,20 @@ class Comparison:
             figures = (r.top5, r.mean_class, r.calibration_error)
             out.append(
                 [
-                    *(r.name, f"{r.dataset} {r.split}", f"{len(r.answers):,}", f"{r.top1:.1%}"),
-                    f"{r.low:.1%} to {r.high:.1%}",
-                    *(f"{v:.1%}" for v in figures),
+                    *(r.name, f"{r.dataset} {r.split}", f"{len(r.answers):,}"),
+                    f"{100 * r.top1:.1f} ({100 * r.low:.1f}–{100 * r.high:.1f})",
+                    *(f"{100 * v:.1f}" for v in figures),
                 ]
             )
         columns = [
             [getattr(r, name) for r in self.results]
             for name in ("top1", "top5", "mean_class", "calibration_error")
         ]
-        mean = [f"{np.mean(values):.1%} ± {np.std(values, ddof=1):.1%}" for values in columns]
-        return [*out, [f"mean of {len(out)}", "", "", mean[0], "", *mean[1:]]]
+        mean = [
+            f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+            for values in columns
+        ]
+        return [*out, [f"mean of {len(out)}", "", "", *mean]]
 
     def told(self) -> list[str]:
         """The differences in sentences."""

@@ -98,7 +98,10 @@ def show_comparison(found: Comparison) -> None:
 
     table = Table()
     for column in found.HEAD:
-        table.add_column(column, justify="left" if column in ("", "run", "split") else "right")
+        name = column in found.HEAD[:2]
+        table.add_column(
+            column, justify="left" if name else "right", overflow="fold" if name else "ellipsis"
+        )
     for cells in found.rows():
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()

@@ -211,4 +211,9 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    low, high = float(found.low), float(found.high)
+    if low == high and widest.low == 0 and low in {0.0, 1.0}:
+        # All right, or all wrong, whatever is drawn: as sure as so many coins make it.
+        exact = binomtest(round(low * count), count).proportion_ci(LEVEL)
+        return Interval(float(exact.low), float(exact.high))
+    return Interval(low, high)

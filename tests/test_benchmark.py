@@ -137,7 +137,7 @@ def test_a_report_is_written_and_compared(
     said = run("--compare", one, two)
     assert said.exit_code == 0 and "two against one on 20 common clips" in said.output
     said = run("--compare", one, two, "--output", tmp_path / "both.md")
-    assert (tmp_path / "both.md").read_text().startswith("| run | split |")
+    assert (tmp_path / "both.md").read_text().startswith("| run, % | split |")
     said = run(one, "--dataset", some_clips)
     assert "go with --compare" in str(said.exception)
     said = run("--epochs", 3, "--dataset", some_clips)

@@ -44,7 +44,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     # A fifth of 10 and of 11, rounded up.
     assert (held.count("jumping_jack"), held.count("squat")) == (2, 3)
     assert len(manifest.of("train")) == 16
-    assert len(manifest.warnings) == 1 and "5 of 21" in manifest.warnings[0]
+    assert len(manifest.drawn) == 1 and "5 of 21" in manifest.drawn[0]
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "validation")])
@@ -178,7 +178,7 @@ def test_a_group_never_crosses_the_split_that_is_made(tmp_path: Path) -> None:
     assert all(len(s) == 1 for s in splits.values())
     assert 2 <= sum(s == {"val"} for s in splits.values()) <= 3
     assert {i.label for i in manifest.of("val")} == {"a", "b"}
-    assert len(manifest.warnings) == 1 and "groups" in manifest.warnings[0]
+    assert len(manifest.drawn) == 1 and "groups" in manifest.drawn[0]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -91,6 +91,15 @@ def test_clips_of_one_group_count_as_little_as_they_are_alike() -> None:
     assert (grouped.high - grouped.low) > 1.7 * (alone.high - alone.low)
 
 
+def test_clips_without_a_mistake_are_no_proof() -> None:
+    """Nine of nine: Clopper and Pearson's interval, and not "100 to 100 %"."""
+    for value, low, high in ((True, 0.025 ** (1 / 9), 1.0), (False, 0.0, 1 - 0.025 ** (1 / 9))):
+        found = intervals(np.full(9, value), [0, 1, 2] * 3, [""] * 9)
+        for figure in ("top1", "mean_class"):
+            assert found[figure].low == pytest.approx(low)
+            assert found[figure].high == pytest.approx(high)
+
+
 def test_of_one_group_nothing_is_known() -> None:
     found = intervals(np.array([True, False]), [0, 1], ["p", "p"])
     assert (found["top1"].low, found["top1"].high) == (0, 1)

@@ -56,7 +56,7 @@ class Manifest:
     tested: str = "test"  # the split whose figures are published
     official: Mapping[str, int] = field(default_factory=dict)  # clips that each split should have
     poses: Path | None = None  # that come with it
-    drawn: bool = False  # its splits were drawn here, as it names none
+    drawn: tuple[str, ...] = ()  # how its splits were drawn here, if it names none
 
     @property
     def title(self) -> str:
@@ -100,21 +100,18 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     names = list(dict.fromkeys(item.label for item in items))
     if len(names) < 2:
         raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
-    warnings = []
-    drawn = not any(item.split for item in items)
-    if drawn:
+    drawn: tuple[str, ...] = ()
+    if not any(item.split for item in items):
         items = hold_out(items, seed, by=by)
         held = sum(item.split == "val" for item in items)
         whole = by == "group" and any(item.group for item in items)
         how = "whole groups" if whole else "drawn at random"
-        warnings.append(
-            f"no split given: held out {held} of {len(items)} clips ({how}) to validate"
-        )
+        drawn = (f"no split given: held out {held} of {len(items)} clips ({how}) to validate",)
     elif not all(item.split for item in items):
         raise PevlError(f"{source}: some clips have a split and some have none; say it for all.")
     if not any(item.split == "train" for item in items):
         raise PevlError(f"{source}: no clip is in the split 'train'.")
-    warnings += _leaks(items)
+    warnings = _leaks(items)
     phrasings = [texts.get(n) or (_readable(n),) for n in names]
     others = tuple(p[1:] for p in phrasings)
     labels = LabelSet(

@@ -59,14 +59,15 @@ def read_pyskl(
         raise PevlError(f"{path}: there is no clip in it.")
     if unsplit:
         warnings.append(f"{unsplit} of {len(annotations)} clips are in no split and are not used")
+    drawn: tuple[str, ...] = ()
     if not split_of:
         items = hold_out(items, seed)
         held = sum(item.split == "val" for item in items)
-        warnings.append(f"no split given: held out {held} of {len(items)} clips to validate")
+        drawn = (f"no split given: held out {held} of {len(items)} clips to validate",)
     return Manifest(
         *(path, tuple(items), named, tuple(warnings), path.stem),
         poses=path,
-        drawn=not split_of,
+        drawn=drawn,
     )
 
 
