@@ -98,10 +98,8 @@ def show_comparison(found: Comparison) -> None:
 
     table = Table()
     for column in found.HEAD:
-        name = column in found.HEAD[:2]
-        table.add_column(
-            column, justify="left" if name else "right", overflow="fold" if name else "ellipsis"
-        )
+        right = column not in found.HEAD[:2]
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     for cells in found.rows():
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
