@@ -494,10 +494,19 @@ def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bo
 def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
     """The labels to choose among: the checkpoint's, if the data set's are among them.
 
-    They are the same by name, text or another phrasing. PevlError shows the first that is not.
+    They are the same by name, text or another phrasing. PevlError shows the first that is not, or
+    that has another number: where labels are numbers (a pickle's), the same names in another order
+    are another label file, by which numbers mean other actions.
     """
     if known is None:
         return manifest.labels
+    if manifest.poses == manifest.source and {*manifest.labels.names} == {*known.names}:
+        for i, (theirs, ours) in enumerate(zip(manifest.labels.names, known.names, strict=True)):
+            if theirs != ours:
+                raise PevlError(
+                    f"label {i} is '{theirs}' in {manifest.source.name} and '{ours}' in "
+                    f"{checkpoint_name}: the same label file is needed for both."
+                )
     used = {item.label for item in manifest.items}
     for i, name in enumerate(manifest.labels.names):
         if name in used and known.find(name) is None:

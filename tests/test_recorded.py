@@ -530,7 +530,7 @@ def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
     assert "of layout coco17" in str(said.exception) and "jhmdb15" in str(said.exception)
     line = ["benchmark", "--dataset", str(file), "--checkpoint", "pevl-mini"]
     said = CliRunner().invoke(app, line)
-    assert said.exit_code == 1 and "label 0 is 'upper half'" in str(said.exception)
+    assert said.exit_code == 1 and "'upper half', is none of the 21 labels" in str(said.exception)
 
 
 def test_a_clip_of_a_csv_whose_file_is_gone_is_one_of_poses(
