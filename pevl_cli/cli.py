@@ -654,7 +654,9 @@ def benchmark(
     precision: Annotated[Precision, typer.Option(help="Of CLIP's towers.")] = Precision.auto,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report (default: runs/DATASET-SPLIT-by-...)."),
+        typer.Option(
+            help="Folder of the report (default: runs/DATASET-SPLIT-by-...)."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the JSON here, and no report.")
@@ -809,6 +811,10 @@ def _ablate(
     from pevl_cli.settings import load_settings, read_data
 
     settings = load_settings(config, given, assignments)
+    if settings.run.out is None:  # not into a training's own folder
+        where = {"out": settings.folder.with_name(f"{settings.folder.name}-ablation")}
+        run = settings.run.model_copy(update=where)
+        settings = settings.model_copy(update={"run": run})
     manifest = read_data(settings.data, 0)
     for warning in (*manifest.warnings, *manifest.drawn):
         console.warn(warning)

@@ -48,7 +48,9 @@ def test_variants_are_what_the_paper_says() -> None:
     assert [of(f"{m}-adapters").video_adapters for m in ("video", "pose")] == [True, False]
 
 
-def test_one_command_makes_the_table_and_a_second_one_goes_on(tmp_path: Path) -> None:
+def test_one_command_makes_the_table_and_a_second_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, out = learnable(tmp_path), tmp_path / "out"
     line = ["benchmark", "--dataset", str(file), "--out", str(out), "--ablation", "pose-input"]
     line += ["--device", "cpu", "--epochs", "2", "--seed", "3", "--set", "optim.min_steps=8"]
@@ -83,6 +85,11 @@ def test_one_command_makes_the_table_and_a_second_one_goes_on(tmp_path: Path) ->
     assert isinstance(said.exception, PevlError) and "is damaged" in str(said.exception)
     said = CliRunner().invoke(app, [*line, "--views", "3"])
     assert str(said.exception) == "--views does not go with --ablation."
+    monkeypatch.chdir(tmp_path)
+    at = line.index("--out")
+    said = CliRunner().invoke(app, [*line[:at], *line[at + 2 :]])
+    assert said.exit_code == 0, said.output
+    assert (tmp_path / "runs" / "halves-mini-ablation" / "pose-input.md").is_file()
     # Its other tables are about videos too.
     line[line.index("pose-input")] = "ucmr"
     said = CliRunner().invoke(app, line)
