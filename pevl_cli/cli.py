@@ -654,9 +654,7 @@ def benchmark(
     precision: Annotated[Precision, typer.Option(help="Of CLIP's towers.")] = Precision.auto,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the report (default: runs/DATASET-SPLIT-by-...)."
-        ),
+        typer.Option(help="Folder of the report (default: runs/DATASET-SPLIT-by-...)."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the JSON here, and no report.")
