@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from pevl_cli.cost import cost_of
 from pevl_cli.labels import read_labels
 from pevl_cli.model.config import CONFIGS
-from pevl_cli.model.pevl import PeVL
 
 # Table 7 of the paper, ViT-B/16.
 PAPER_MILLIONS = {"video": 7, "pose": 11, "text": 6, "refinement": 5, "all": 32}
@@ -23,9 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", choices=sorted(CONFIGS))
     name = parser.parse_args().config
-    with torch.device("meta"):
-        model = PeVL(CONFIGS[name])
-    cost = cost_of(model, read_labels("diving48"))
+    cost = cost_of(CONFIGS[name], read_labels("diving48"))
     paper = name == "vit-b-16"
     print(f"{name}: {cost.parameters['all'] / 1e6:.1f} M parameters; tunable, in millions:")
     for part, count in cost.tunable.items():

@@ -29,11 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--config", default="mini")
+    parser.add_argument(
+        "--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ROW"
+    )
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     names = tuple(f"action {i}" for i in range(20))
     base = None
-    for name, changes in VARIANTS.items():
+    for name in arguments.rows:
         settings = load_settings(
             arguments.config,
             {
@@ -41,7 +44,7 @@ def main() -> None:
                 "optim.batch_size": arguments.batch_size,
                 "run.device": arguments.device,
                 "run.tracker": "none",
-                **changes,
+                **VARIANTS[name],
             },
         )
         torch.manual_seed(0)

@@ -23,7 +23,6 @@ from pevl_cli.cost import Cost, cost_of
 from pevl_cli.datasets.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model.config import ModelConfig
-from pevl_cli.model.pevl import PeVL
 from pevl_cli.recorded import RecordedPoses
 from pevl_cli.run import data_hash, has_state
 from pevl_cli.settings import TrainSettings
@@ -211,7 +210,8 @@ def ablate(
             one.top5.append(got["top5"])
             one.mean_class.append(got["mean_class"])
         if ABLATIONS[name].costs:
-            one.cost = cost_of(PeVL(_with_classes(one.config, manifest)), manifest.labels)
+            config = one.config.model_copy(update={"classes": len(manifest.labels)})
+            one.cost = cost_of(config, manifest.labels)
         found.append(one)
     return found
 
@@ -223,10 +223,6 @@ def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     except ValidationError as error:
         told = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(f"--ablation: {changes} does not fit these settings: {told}.") from error
-
-
-def _with_classes(config: ModelConfig, manifest: Manifest) -> ModelConfig:
-    return config.model_copy(update={"classes": len(manifest.labels)})
 
 
 def _first_like(variant: str, config: ModelConfig) -> str:

@@ -194,7 +194,7 @@ def benchmark(
         left_out=left_out,
         incomplete=manifest.incomplete(readable, SPLITS if split == "all" else (split,)),
         views=views,
-        cost=cost_of(recogniser.model, labels),
+        cost=cost_of(config, labels),
         speed=_speed(recogniser, texts, replace(given, items=measured)) if timed else None,
         made={
             "pevl": __version__,
@@ -348,8 +348,7 @@ def _share(given: _Given) -> list[Tensor | str]:
     if isinstance(_own, PevlError):
         raise _own
     recogniser, texts, poses = _own
-    whole = _Given(given.items, given.labels, poses, given.views, given.batch, given.workers)
-    return list(_measured(recogniser, texts, whole, lambda done, total: None))
+    return list(_measured(recogniser, texts, replace(given, poses=poses), lambda done, total: None))
 
 
 def _shared(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -751,11 +752,17 @@ def benchmark(
     if output is None:  # told now, not after all clips were measured
         folder = out or Path("runs") / f"{manifest.title}-{measured}-by-{_short_name(checkpoint)}"
         _make_folder(folder)
-    with console.ClipProgress("measuring") as listener:
-        outcome = measuring.benchmark(
-            *(manifest, recogniser, checkpoint, recorded, split, views, listener),
-            *(batch_size, workers, processes, folder is not None),
-        )
+    try:
+        with console.ClipProgress("measuring") as listener:
+            outcome = measuring.benchmark(
+                *(manifest, recogniser, checkpoint, recorded, split, views, listener),
+                *(batch_size, workers, processes, folder is not None),
+            )
+    except BaseException:
+        if folder is not None:
+            with suppress(OSError):  # what was there before stays
+                folder.rmdir()
+        raise
     if folder is not None:
         from pevl_cli import page
 
@@ -1052,7 +1059,8 @@ def main() -> None:
     """Run the command; the one place where errors become a line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait for each other by spinning take the processor from the one that computes,
-    # if anything else runs: a step of training then takes six times as long (benchmarks/README.md).
+    # if anything else runs: a step of training then takes up to seven times as long
+    # (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pevl_cli.labels import LabelSet
+from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import Batch, PeVL
 
 # Beginnings of weights' names; what is none of these serves several parts.
@@ -35,13 +36,15 @@ class Cost:
     gflops: dict[str, float]
 
 
-def cost_of(model: PeVL, labels: LabelSet) -> Cost:
+def cost_of(config: ModelConfig, labels: LabelSet) -> Cost:
     """Counted, not run: on torch's meta device.
 
     "shared" parameters are those of the blocks that serve video and pose (Sec. 4.1). A label set's
     texts are encoded once, not for each clip; their multiply-adds stand under "text", as in the
     paper's Table 7.
     """
+    with torch.device("meta"):
+        model = PeVL(config)
     parameters: Counter[str] = Counter()
     tunable: Counter[str] = Counter()
     for key, parameter in model.named_parameters():
@@ -50,19 +53,16 @@ def cost_of(model: PeVL, labels: LabelSet) -> Cost:
         tunable[part] += parameter.numel() * parameter.requires_grad
     for counts in (parameters, tunable):
         counts["all"] = sum(counts.values())
-    with torch.device("meta"):
-        shape = PeVL(model.config)
-    config = model.config
     gflops = {}
     if config.video:
-        gflops["video"] = _gflops(shape, video=True)
+        gflops["video"] = _gflops(model, video=True)
     if config.pose:
-        gflops["pose"] = _gflops(shape, pose=True)
+        gflops["pose"] = _gflops(model, pose=True)
     if config.video and config.pose:
-        both = _gflops(shape, video=True, pose=True)
+        both = _gflops(model, video=True, pose=True)
         gflops["refinement"] = both - gflops["video"] - gflops["pose"]
     if config.text:
-        gflops["text"] = _gflops(shape, texts=labels.prompts)
+        gflops["text"] = _gflops(model, texts=labels.prompts)
     gflops["all"] = sum(gflops.values())
     return Cost(dict(parameters), dict(tunable), gflops)
 

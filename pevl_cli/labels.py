@@ -23,6 +23,7 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pevl_cli.errors import PevlError
@@ -102,21 +103,27 @@ class LabelSet:
         Case, hyphens and underscores make no difference: `push_up` is "Push-up". Names count before
         texts, texts before other phrasings.
         """
-        wanted = _plain(phrase)
-        for column in (self.names, self.texts):
-            for i, said in enumerate(column):
-                if _plain(said) == wanted:
-                    return i
-        for i, more in enumerate(self.others):
-            if wanted in map(_plain, more):
-                return i
-        return None
+        return _places(self).get(_plain(phrase))
 
     @property
     def names_a_side(self) -> bool:
         """Whether any name or text says left or right; a mirror image would have another label."""
         said = (*self.names, *self.texts, *(text for more in self.others for text in more))
         return any(_SIDE.search(_CAMEL_CASE.sub(" ", s)) for s in said)
+
+
+@lru_cache(maxsize=16)
+def _places(labels: LabelSet) -> dict[str, int]:
+    """Plain phrase -> label; asked for each clip."""
+    places: dict[str, int] = {}
+    said = (
+        *enumerate(labels.names),
+        *enumerate(labels.texts),
+        *((i, text) for i, more in enumerate(labels.others) for text in more),
+    )
+    for i, text in said:
+        places.setdefault(_plain(text), i)
+    return places
 
 
 def _plain(phrase: str) -> str:

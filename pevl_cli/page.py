@@ -32,7 +32,7 @@ from pevl_cli.video import sample_clip
 TEMPLATE = Path(__file__).parent / "data" / "page.html"
 MISTAKES = 24  # shown with their frames
 PAIRS = 20  # of labels that are mixed up, listed
-TICKED_CLASSES = 60  # more labels than these are told by pointing at a cell only
+TICKED_CLASSES = 60  # more labels than these stand beside the matrix only when looked at closely
 LABEL_LENGTH = 40  # of a label beside a chart, in letters
 PERCENT = 100
 
@@ -194,6 +194,7 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
         # What closes a script must not stand in one, whatever labels are called.
         charts={k: v.to_json().replace("<", "\\u003c") for k, v in charts.items()},
         plotly=get_plotlyjs(),
+        ticked=TICKED_CLASSES,
     )
 
 
@@ -299,7 +300,8 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
     )
     few = len(names) <= TICKED_CLASSES
     figure.update_layout(height=max(460, min(900, 140 + 26 * len(names))), dragmode="zoom")
-    axis = {"showticklabels": few, "automargin": True, "showgrid": False} | _categories(names)
+    axis = {"showticklabels": few, "ticks": "", "automargin": True, "showgrid": False}
+    axis |= _categories(names)
     figure.update_xaxes(title={"text": "given", "standoff": 12}, tickangle=-60, **axis)
     figure.update_yaxes(title={"text": "right", "standoff": 12}, autorange="reversed", **axis)
     return figure
