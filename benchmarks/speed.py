@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from pevl_cli.evaluate import similarities
 from pevl_cli.labels import read_labels
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.sgmc import mean_of
 from pevl_cli.pose import PoseDetector
 from pevl_cli.recognise import Recogniser
 from pevl_cli.samples import make_sample
@@ -83,9 +83,7 @@ def main() -> None:
             actor = detector.actor(clip, use_cache=False)
             now = clock(f"{name}: pose", now)
             sample = make_sample(clip, actor, model.config)
-            reference[precision] = similarities(
-                recogniser.model, [sample], recogniser.encode(labels)
-            )
+            reference[precision] = mean_of(recogniser.matches([sample], recogniser.encode(labels)))
             clock(f"{name}: model", now)
             clock(f"{name}: all", begun)
         begun = time.perf_counter()

@@ -45,10 +45,10 @@ def main() -> None:
                 "pose alone": Batch(None, whole.joints),
                 "video alone": Batch(whole.frames, no_joints),
             }.items():
-                rows[name].append(recogniser.model(batch, texts))
+                rows[name].append(recogniser.model.matches(batch, texts))
     true = [labels.names.index(item.label) for item in items]
-    for name, similarities in rows.items():
-        got = accuracy(torch.cat(similarities), true, labels.names)
+    for name, matches in rows.items():
+        got = accuracy(torch.cat(matches), true, labels.names)
         if name == "both":
             counts = Counter(item.label for item in items)
             for label, share in got.per_class.items():

@@ -24,7 +24,6 @@ from pevl_cli.clips import Clips, LeftOut
 from pevl_cli.cost import Cost, cost_of
 from pevl_cli.datasets.manifest import SPLITS, Item, Manifest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import similarities
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import (
     TOP,
@@ -38,6 +37,7 @@ from pevl_cli.metrics import (
 )
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import Texts
+from pevl_cli.model.sgmc import mean_of, scores
 from pevl_cli.recognise import Recogniser
 from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, make_sample
@@ -165,15 +165,15 @@ def benchmark(
         )
     readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Tensor)]
     measured = [i for i, row in zip(same, found, strict=True) if isinstance(row, Tensor)]
-    similarity = torch.stack(rows)
-    if not similarity.isfinite().all():
+    matches = torch.stack(rows)
+    if matches.isinf().any():
         raise PevlError(f"{checkpoint_name}: gives answers that are no numbers; it is damaged.")
     true = [place[item.label] for item in readable]
     groups = [item.group for item in readable]
     names = clip_names(manifest.items)
-    clips = _results(
-        similarity, true, readable, [names[id(i)] for i in readable], labels, recogniser.temperature
-    )
+    sure = recogniser.scores(matches)
+    shown = [names[id(i)] for i in readable]
+    clips = _results(matches, sure, true, readable, shown, labels)
     facts = checkpoint.read_facts(checkpoint.find(checkpoint_name))
     fitted = facts.calibration
     own = float(recogniser.model.temperature.detach())
@@ -181,14 +181,14 @@ def benchmark(
         dataset=manifest.title,
         split=split,
         checkpoint=checkpoint_name,
-        accuracy=accuracy(similarity, true, labels.names),
+        accuracy=accuracy(matches, true, labels.names),
         intervals=intervals(np.array([c.right for c in clips]), true, groups),
         groups=len({g for g in groups if g}),
         calibration=Calibration(
             recogniser.temperature,
             "" if fitted is None else f"{fitted.split}, {fitted.clips} clips",
-            reliability(similarity, true, recogniser.temperature),
-            reliability(similarity, true, own).error,
+            reliability(sure, true),
+            reliability(scores(matches, own), true).error,
         ),
         labels=list(labels.names),
         left_out=left_out,
@@ -257,7 +257,7 @@ class _Given:
 def _measured(
     recogniser: Recogniser, texts: Texts, given: _Given, listener: Listener
 ) -> Iterator[Tensor | str]:
-    """For each clip its similarities (C,), or why it cannot be read."""
+    """For each clip its matches (B, C), or why it cannot be read."""
     clips = Clips(
         given.items,
         given.labels.names,
@@ -303,10 +303,10 @@ def _read(clips: Clips, workers: int, ahead: int) -> Iterator[Sample | str]:
 def _forward(
     recogniser: Recogniser, samples: list[Sample], texts: Texts, views: int, batch: int
 ) -> Tensor:
-    """Similarities (N, C); with fewer clips at a time where the memory is too small for all."""
+    """Matches (N, B, C); with fewer clips at a time where the memory is too small for all."""
     while True:
         try:
-            return similarities(recogniser.model, samples, texts, views, batch)
+            return recogniser.matches(samples, texts, views, batch)
         except RuntimeError as error:
             full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             if not full:
@@ -387,19 +387,19 @@ def _shared(
 
 
 def _results(
-    similarity: Tensor,
+    matches: Tensor,
+    sure: Tensor,
     true: Sequence[int],
     items: Sequence[Item],
     names: Sequence[str],
     labels: LabelSet,
-    temperature: float,
 ) -> list[ClipResult]:
-    scores = (similarity / temperature).softmax(1)
+    similarity = mean_of(matches)
     first = similarity.argmax(1).tolist()
     places = ranks(similarity, true).tolist()
     out = []
     for i, (item, t, best, rank) in enumerate(zip(items, true, first, places, strict=True)):
-        row, values = similarity[i], scores[i]
+        row, values = similarity[i], sure[i]
         order = [best, *(c for c in row.argsort(descending=True).tolist() if c != best)]
         out.append(
             ClipResult(
@@ -442,7 +442,7 @@ def _speed(recogniser: Recogniser, texts: Texts, given: _Given) -> Speed:
         else:
             sample = clips[i]
         began = time.perf_counter()
-        similarities(recogniser.model, [sample], texts, given.views)  # its result is on the CPU
+        recogniser.matches([sample], texts, given.views)  # its result is on the CPU
         stages["model"].append(time.perf_counter() - began)
     # The first of each loads weights and kernels.
     mean = {k: float(np.mean(v[1:] or v)) for k, v in stages.items() if v}
@@ -485,7 +485,8 @@ def trained_on(manifest: Manifest, checkpoint_name: str) -> bool:
 def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bool:
     """Whether a checkpoint was trained on this split of a data set of this name."""
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
-    if training.get("data") != manifest.title:
+    names = training.get("data")  # several where sets were put together
+    if manifest.title not in (names if isinstance(names, list) else [names]):
         return False
     return split in {"train", "all"} or (split == "val" and bool(training.get("all_clips")))
 

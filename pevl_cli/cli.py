@@ -90,7 +90,8 @@ PoseWeights = Annotated[
     Path | None,
     typer.Option(
         "--pose-weights",
-        help="YOLO-pose weights; default $PEVL_POSE_WEIGHTS, else yolo11n-pose.pt.",
+        help="YOLO-pose weights, a file or a name of `pevl models`; default $PEVL_POSE_WEIGHTS, "
+        "else yolo11n-pose.pt if it is here, else the package's own.",
     ),
 ]
 Root = Annotated[
@@ -185,6 +186,7 @@ def classify(
     recogniser = recognise.load(
         checkpoint, clip, pose_weights, not no_pose, device, precision.value
     )
+    _note_weights(pose_weights, recogniser.detector is not None)
     answers: list[Answer] = []
     failed = 0
     for path in paths:
@@ -290,6 +292,7 @@ def pose(
 
     detector = PoseDetector(pose_weights, device=choose_device(device))
     detector.digest()
+    _note_weights(pose_weights)
     records, failed = [], 0
     for path in paths:
         try:
@@ -364,6 +367,7 @@ def _keep_poses(
 
     if shard is not None:
         there = extract.shard(there, shard)
+    _note_weights(pose_weights)
     with console.ClipProgress("looking for people") as listener:
         summary = extract.extract(
             there,
@@ -602,6 +606,8 @@ def train(
 
         console.show_plan(settings, make_plan(settings, manifest))
         return
+    looks = recorded is None and (settings.model.pose or settings.model.crop != "full")
+    _note_weights(settings.run.pose_weights, first and looks)
     if not first:  # one process of several tells what happens
         training.train(settings, resume=resume, manifest=manifest, poses=recorded)
         return
@@ -748,6 +754,7 @@ def benchmark(
         device,
         precision.value,
     )
+    _note_weights(pose_weights, recogniser.detector is not None)
     folder = None
     if output is None:  # told now, not after all clips were measured
         folder = out or Path("runs") / f"{manifest.title}-{measured}-by-{_short_name(checkpoint)}"
@@ -828,6 +835,7 @@ def _ablate(
     from pevl_cli import train as training
 
     recorded = training.recorded_poses(settings, manifest)
+    _note_weights(settings.run.pose_weights, recorded is None)
     with console.AblationView() as view:
         found = ablation.ablate(name, settings, manifest, recorded, seeds, view)
     table = ablation.markdown(name, found, ablation.told(settings, manifest))
@@ -853,6 +861,7 @@ def demo(
     from pevl_cli.pose import find_weights
 
     _check_weights(pose_weights, False)
+    _note_weights(pose_weights)
     weights = find_weights(pose_weights)
     folder = out or Path(tempfile.mkdtemp(prefix="pevl-demo-"))
     _make_folder(folder)
@@ -1043,9 +1052,24 @@ def _check_there(paths: list[Path]) -> None:
 
 
 def _check_weights(pose_weights: Path | None, unused: bool) -> None:
-    """A file that is named and not there is told before anything heavy is loaded."""
-    if pose_weights is not None and not unused and not pose_weights.expanduser().is_file():
-        raise UsageError(f"--pose-weights {pose_weights}: there is no such file.")
+    """Weights that are named and not there are told before anything heavy is loaded."""
+    if pose_weights is None or unused or pose_weights.expanduser().is_file():
+        return
+    from pevl_cli.pose import find_weights
+
+    try:
+        find_weights(pose_weights)
+    except PevlError as error:
+        raise UsageError(str(error)) from error
+
+
+def _note_weights(pose_weights: Path | None, used: bool = True) -> None:
+    """Say so where nobody chose the weights and the usual ones are not here."""
+    from pevl_cli.pose import fallback_note
+
+    note = fallback_note(pose_weights) if used else None
+    if note is not None:
+        console.note(note)
 
 
 def _end_batch(failed: int, total: int) -> None:

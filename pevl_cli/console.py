@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pevl_cli.settings import TrainSettings
     from pevl_cli.train import Event, Result
 
+NONE = "none of these, or not sure"
+
 # Set by --debug: show where an error came from.
 debug = False
 
@@ -340,8 +342,13 @@ def show_answer(answer: Answer) -> None:
     table.add_column("action")
     table.add_column("score", justify="right")
     table.add_column("similarity", justify="right")
+    best = "bold green"
+    if answer.none_of_these:
+        best = ""
+        cells = ("–", NONE, f"< {answer.threshold:.1%}", "")
+        table.add_row(*(Text(c) for c in cells), style="bold yellow")
     for rank, p in enumerate(answer.predictions, 1):
-        style = "bold green" if rank == 1 else ""
+        style = best if rank == 1 else ""
         cells = (str(rank), p.label, f"{p.score:.1%}", f"{p.similarity:.3f}")
         table.add_row(*(Text(c) for c in cells), style=style)
     console.print(table)
@@ -360,6 +367,8 @@ def as_text(answers: list[Answer]) -> str:
     lines = []
     for answer in answers:
         lines.append(answer.video)
+        if answer.none_of_these:
+            lines.append(f"  {NONE}: all scores are below {answer.threshold:.1%}")
         lines += [f"  {p.score:7.1%}  {p.similarity:6.3f}  {p.label}" for p in answer.predictions]
         lines += [f"  warning: {w}" for w in answer.warnings]
     return "\n".join(lines) + "\n"
@@ -369,6 +378,10 @@ def on_stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A model's similarities of many clips with a label set."""
+"""How a model matches many clips with a label set."""
 
 from __future__ import annotations
 
@@ -24,10 +24,20 @@ def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
 
 
 @torch.inference_mode()
-def similarities(
-    model: PeVL, samples: Sequence[Sample], texts: Texts, views: int = 1, batch: int = 16
+def matches(
+    model: PeVL,
+    samples: Sequence[Sample],
+    texts: Texts,
+    views: int = 1,
+    batch: int = 16,
+    looked: bool = False,
 ) -> Tensor:
-    """S of each sample with each text, averaged over its views: (clips, C), on the CPU."""
+    """The B similarities of each sample with each label, averaged over its views: (clips, B, C),
+    on the CPU; NaN where one has nothing to go by.
+
+    ``looked`` says that somebody was looked for. Where nobody was found, then, all labels are alike
+    to those similarities that rest on a body, which makes the scores low.
+    """
     device = model.logit_scale.device
     rows = []
     for start in range(0, len(samples), batch):
@@ -35,8 +45,12 @@ def similarities(
         total = None
         for place in range(views):
             together = collate([view(s, model.config, place) for s in part]).to(device)
-            one = model(together, texts)
+            one = model.matches(together, texts)
             total = one if total is None else total + one
         assert total is not None
-        rows.append((total / views).float().cpu())
+        found = (total / views).float().cpu()
+        if looked:
+            nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
+            found = torch.where(nobody & found.isnan(), 0.0, found)
+        rows.append(found)
     return torch.cat(rows)

@@ -100,8 +100,8 @@ class LabelSet:
     def find(self, phrase: str) -> int | None:
         """The label that has this name, this text or this other phrasing; None if none has.
 
-        Case, hyphens and underscores make no difference: `push_up` is "Push-up". Names count before
-        texts, texts before other phrasings.
+        Case, spaces, hyphens and underscores make no difference: `push_up` and `pushup` are
+        "Push-up". Names count before texts, texts before other phrasings.
         """
         return _places(self).get(_plain(phrase))
 
@@ -127,7 +127,7 @@ def _places(labels: LabelSet) -> dict[str, int]:
 
 
 def _plain(phrase: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", phrase.casefold().strip()))
+    return re.sub(r"[\s_-]+", "", phrase.casefold())
 
 
 def read_labels(source: str | Path) -> LabelSet:

@@ -1,6 +1,7 @@
 """How right answers are, how sure that is, and how much scores mean: figures from similarities.
 
-Shapes: N clips, C classes. Similarities are those of `PeVL.forward`, in [-1, 1].
+Shapes: N clips, B similarities, C classes. Matches are those of `PeVL.matches`, (N, B, C) in
+[-1, 1], NaN where a similarity has nothing to go by; S (N, C) is their mean.
 """
 
 from __future__ import annotations
@@ -12,18 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from scipy.stats import binomtest, bootstrap
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
+from pevl_cli.model.sgmc import agreement, mean_of, scores
+
 TOP = 5  # answers that are looked at
 LEVEL = 0.95  # of intervals
 RESAMPLES = 2000
+UNUSUAL = 0.2  # of known clips: their similarities agree less than is usual
+REFUSED = 0.07  # of known clips, at most, may be taken for none of the labels
 BINS = 15  # of scores, for the calibration error
 # Temperatures that are tried: from CLIP's sharpest 0.01 down and up.
 LOWEST, HIGHEST = 1e-3, 10.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What makes scores mean something; see `model.sgmc.scores`."""
+
+    temperature: float
+    agreement: float  # that is usual of known actions
+    threshold: float  # of the first score: what is below shows none of the labels, or is unclear
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,12 @@ class Accuracy:
     count: int
     per_class: dict[str, float]
     confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
-    temperature: float  # at which scores would fit these very answers best
+    fitted: Fitted  # to these very answers
 
 
-def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
+def accuracy(matches: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
     """Share of clips whose best text is the right one; and its mean over classes that occur."""
+    similarity = mean_of(matches)
     true, given = np.asarray(labels), similarity.argmax(1).numpy()
     right = given == true
     classes = np.unique(true)
@@ -54,7 +69,7 @@ def accuracy(similarity: Tensor, labels: Sequence[int], names: Sequence[str]) ->
         len(true),
         per_class,
         [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
-        fit_temperature(similarity, labels),
+        fit_scores(matches, labels),
     )
 
 
@@ -73,16 +88,17 @@ def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
 # -- how much scores mean ---------------------------------------------------------------------
 
 
-def fit_temperature(similarity: Tensor, labels: Sequence[int]) -> float:
-    """The τ for which softmax(S/τ) is the likeliest to have given the right labels.
+def fit_scores(matches: Tensor, labels: Sequence[int]) -> Fitted:
+    """The τ for which softmax(S/τ) is the likeliest to have given the right labels, the agreement
+    that most of these clips have, and the score that all but a few of their answers reach.
 
     Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; targets a little
     below 1 as in Platt 1999, so that a few clips without a mistake do not make it sure of all.
     """
-    values, true = similarity.double().numpy(), np.asarray(labels)
+    values, true = mean_of(matches).double().numpy(), np.asarray(labels)
     count, classes = values.shape
     if classes < 2:
-        return 1.0
+        return Fitted(1.0, 1.0, 0.0)
     doubt = 1 / (count + 2)
     target = np.full(values.shape, doubt / (classes - 1))
     target[np.arange(count), true] = 1 - doubt
@@ -91,7 +107,9 @@ def fit_temperature(similarity: Tensor, labels: Sequence[int]) -> float:
         return -float((target * log_softmax(values / np.exp(log_temperature), axis=1)).sum())
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
-    return float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+    fitted = float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+    usual = float(agreement(matches, fitted).quantile(UNUSUAL))
+    return Fitted(fitted, usual, float(scores(matches, fitted, usual).amax(1).quantile(REFUSED)))
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,10 @@ class Reliability:
     error: float  # expected calibration error: their mean distance, weighted by clips
 
 
-def reliability(similarity: Tensor, labels: Sequence[int], temperature: float) -> Reliability:
-    scores = softmax(similarity.double().numpy() / temperature, axis=1)
-    best = np.clip(scores.max(1), 0, 1)
-    right = scores.argmax(1) == np.asarray(labels)
+def reliability(found: Tensor, labels: Sequence[int]) -> Reliability:
+    """``found``: scores (N, C)."""
+    best = np.clip(found.amax(1).numpy(), 0, 1)
+    right = found.argmax(1).numpy() == np.asarray(labels)
     share, mean = calibration_curve(right, best, n_bins=BINS)
     # As that counts them, where a score lies on the edge of two bins.
     clips = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], best))

@@ -19,6 +19,7 @@ from typing import Any
 from pevl_cli.cache import cache_folder, write_aside
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model.checkpoint import BUNDLED, bundled
+from pevl_cli.pose import BUNDLED_WEIGHTS
 
 # Where ultralytics publishes its weights: one answer tells address, size and hash of each.
 RELEASE = "https://api.github.com/repos/ultralytics/assets/releases/tags/v8.3.0"
@@ -83,6 +84,14 @@ def list_models() -> list[Entry]:
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
         known = Known(name, "checkpoint", "the usual checkpoint", LICENCE, size)
         entries.append(Entry(known, "bundled", folder))
+    known = Known(
+        BUNDLED_WEIGHTS.stem,
+        "pose",
+        "small, used where no other is here",
+        LICENCE,
+        BUNDLED_WEIGHTS.stat().st_size / 1e6,
+    )
+    entries.append(Entry(known, "bundled", BUNDLED_WEIGHTS))
     for known in (*YOLO, *CLIP):
         place = _place(known)
         entries.append(Entry(known, "not here" if place is None else "fetched", place))
@@ -99,6 +108,8 @@ def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
     if known is None:
         if name in bundled():
             return BUNDLED / name
+        if name == BUNDLED_WEIGHTS.stem:
+            return BUNDLED_WEIGHTS
         names = ", ".join(k.name for k in (*YOLO, *CLIP))
         raise UsageError(f"{name}: no model of this name can be fetched, but {names}.")
     return _fetch_yolo(name, listener) if known.kind == "pose" else _fetch_clip(known)

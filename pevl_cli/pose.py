@@ -33,15 +33,14 @@ from pevl_cli.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
 if TYPE_CHECKING:
     from ultralytics import YOLO
 
-DEFAULT_WEIGHTS = "yolo11n-pose.pt"
+USUAL_WEIGHTS = "yolo11n-pose.pt"
+# Made by benchmarks/make_pose.py.
+BUNDLED_WEIGHTS = Path(__file__).parent / "data" / "pose" / "pevl-pose.pt"
 WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 # Bumped when tracks come out differently from the same detector, so that old entries are not used.
 CACHE_VERSION = 1
 LOST_FRAMES = 2  # a tracklet may miss one frame and go on in the next
 STEP_COST = 0.1
-# An actor smaller than this share of the picture is looked at again, enlarged to CUT_OUT_PX.
-SMALL_SHARE = 0.4
-CUT_OUT_PX = 256
 SURE = 0.25  # confidence of a box that may begin and end a tracklet
 
 
@@ -55,6 +54,12 @@ class PoseSettings:
     bridge_s: float = 0.7  # gaps up to this long are filled in between two sightings
     batch: int = 8
     refine: bool = True  # look again, enlarged and turned, where the actor was lost or is small
+    small_share: float = 0.4  # of the picture's long side: an actor below it is small
+    cut_out_px: int = 256  # long side of what is looked at again
+
+
+# The package's own network is fast, and sure of joints only from near by.
+BUNDLED_SETTINGS = PoseSettings(image_size_px=256, small_share=2.0, cut_out_px=192)
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,10 @@ class PoseDetector:
         settings: PoseSettings | None = None,
         device: str | None = None,
     ) -> None:
-        self.settings = settings or PoseSettings()
         self.device = device
         self.weights = find_weights(weights)
+        own = self.weights == BUNDLED_WEIGHTS
+        self.settings = settings or (BUNDLED_SETTINGS if own else PoseSettings())
         self._model: YOLO | None = None
         self._digest: str | None = None
         self._lock = threading.Lock()  # ultralytics serves one call at a time
@@ -192,7 +198,7 @@ class PoseDetector:
     def digest(self) -> str:
         """Hash of the weights' content."""
         if self._digest is None:
-            self._digest = file_digest(_fetched(self.weights))
+            self._digest = file_digest(self.weights)
         return self._digest
 
     def _entry(self, path: Path, indices: np.ndarray) -> Path:
@@ -246,10 +252,11 @@ class PoseDetector:
         Where he or she was lost the cut-out is also turned by 90, 180 and 270 degrees: detectors
         have seen few people upside down. Fills boxes, joints and seen in place.
         """
+        settings = self.settings
         expected = _interpolate(footage.times_s, boxes, seen)
         side = np.maximum(expected[:, 2] - expected[:, 0], expected[:, 3] - expected[:, 1])
         longest = max(footage.height, footage.width)
-        small = not only_lost and np.median(side[seen]) < SMALL_SHARE * longest
+        small = not only_lost and np.median(side[seen]) < settings.small_share * longest
         first, last = np.flatnonzero(seen)[[0, -1]]
         was_seen = seen.copy()
         best = np.zeros(len(seen))
@@ -268,7 +275,7 @@ class PoseDetector:
                     places.append((f, turns, left, top, height, width))
                     yield len(places) - 1, np.rot90(cut, turns)
 
-        for i, _, cut_boxes, cut_joints in self._detect(cut_outs(), CUT_OUT_PX):
+        for i, _, cut_boxes, cut_joints in self._detect(cut_outs(), settings.cut_out_px):
             f, turns, left, top, height, width = places[i]
             # Out of sight before the first and after the last sighting, so be surer there.
             needed = 0.3 if was_seen[f] else (0.05 if first < f < last else 0.15)
@@ -308,42 +315,39 @@ class PoseDetector:
 
 
 def find_weights(weights: str | Path | None = None) -> Path:
-    """Where the detector's weights are: the argument, ``PEVL_POSE_WEIGHTS``, or the default name.
+    """Where the detector's weights are: those of the argument or of ``PEVL_POSE_WEIGHTS``, a file
+    or a bare name; else YOLO11n-pose if it is here, else the small network of this package.
 
-    PevlError when a file was named and is not there. The default name may be absent: ultralytics
-    fetches it when it is first needed.
+    Names are looked for in the working folder and among what `pevl models fetch` has brought.
+    PevlError when what was named is not there; nothing is ever fetched from here.
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
-    path = Path(named or DEFAULT_WEIGHTS).expanduser()
-    if named and not path.is_file() and path != Path(DEFAULT_WEIGHTS):
-        source = "--pose-weights" if weights else WEIGHTS_VARIABLE
-        raise PevlError(f"{path}: there is no such pose weights file (named by {source}).")
-    return path
-
-
-def _fetched(weights: Path) -> Path:
-    """The file on disk, fetched by ultralytics if it is one of its own names."""
-    if weights.is_file():
-        return weights
-    _quiet_ultralytics()
-    from ultralytics.utils import SETTINGS
-    from ultralytics.utils.downloads import attempt_download_asset
-
-    places = [Path.cwd() / weights.name, Path(SETTINGS["weights_dir"]) / weights.name]
-    places.append(cache_folder("weights") / weights.name)
+    wanted = str(named or USUAL_WEIGHTS)
+    if wanted == BUNDLED_WEIGHTS.stem:
+        return BUNDLED_WEIGHTS
+    path = Path(wanted).expanduser()
+    places = [path] if path.name != wanted else [path, cache_folder("weights") / wanted]
     for place in places:
         if place.is_file():
             return place
-    with suppress(OSError, RuntimeError):  # told below, with what to do
-        attempt_download_asset(places[-1])
-    if not places[-1].is_file():
-        looked = ", ".join(str(p.parent) for p in dict.fromkeys(places))
-        raise PevlError(
-            f"{weights.name}: pose weights not found in {looked}, and they could not be fetched. "
-            "Download the file from the ultralytics/assets releases on another computer and give "
-            f"it with --pose-weights FILE or {WEIGHTS_VARIABLE}=FILE, or use --no-pose."
-        )
-    return places[-1]
+    if not named:
+        return BUNDLED_WEIGHTS
+    source = "--pose-weights" if weights else WEIGHTS_VARIABLE
+    raise PevlError(
+        f"{path}: there is no such pose weights file (named by {source}). `pevl models` lists what "
+        f"is here and what can be fetched; without {source} the package's own are used."
+    )
+
+
+def fallback_note(weights: str | Path | None = None) -> str | None:
+    """What to tell where the small network is used because nobody chose and YOLO is not here."""
+    named = weights or os.environ.get(WEIGHTS_VARIABLE)
+    if named or find_weights() != BUNDLED_WEIGHTS:
+        return None
+    return (
+        "joints by the small pose network of this package; a better one (6 MB): pevl models fetch "
+        f"{USUAL_WEIGHTS}"
+    )
 
 
 def _quiet_ultralytics() -> None:
@@ -357,8 +361,7 @@ def _quiet_ultralytics() -> None:
     events.events.enabled = False
 
 
-def _load(weights: Path) -> YOLO:
-    path = _fetched(weights)
+def _load(path: Path) -> YOLO:
     _quiet_ultralytics()
     from ultralytics import YOLO
 

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import encode_labels, similarities
+from pevl_cli.evaluate import encode_labels, matches
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL, Texts
+from pevl_cli.model.sgmc import mean_of, scores
 from pevl_cli.pose import PoseDetector
 from pevl_cli.samples import Sample, read_sample
 
@@ -36,7 +38,7 @@ DEFAULT_CHECKPOINT = "pevl-mini"
 @dataclass(frozen=True)
 class Prediction:
     label: str
-    score: float  # softmax over all labels, in [0, 1], at the temperature fitted in training
+    score: float  # in [0, 1], at the temperature fitted in training: `model.sgmc.scores`
     similarity: float  # S of Eq. (4), in [-1, 1]
 
 
@@ -60,10 +62,16 @@ class Answer:
     predictions: list[Prediction]  # best first
     person: Person
     warnings: list[str]
+    threshold: float | None = None  # the score from which on the first prediction is believed
+
+    @property
+    def none_of_these(self) -> bool:
+        """Whether the clip shows none of the labels, as far as the model can tell."""
+        return self.threshold is not None and self.predictions[0].score < self.threshold
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON record of `pevl classify`."""
-        return asdict(self)
+        return asdict(self) | {"none_of_these": self.none_of_these}
 
 
 class Recogniser:
@@ -77,14 +85,17 @@ class Recogniser:
         detector: PoseDetector | None,
         device: str = "cpu",
         precision: str = "auto",
-        temperature: float | None = None,
+        calibration: checkpoint.Calibration | None = None,
     ) -> None:
         self.device = device
         self.precision = choose_precision(precision, device, model.config.frozen_base)
         self.model = model.cast(PRECISIONS[self.precision]).to(device).eval()
         self.labels, self.detector = labels, detector
         # Of the scores: fitted after training, else that of training.
-        self.temperature = temperature or float(self.model.temperature.detach())
+        trained = float(self.model.temperature.detach())
+        self.temperature = trained if calibration is None else calibration.temperature
+        self.agreement = None if calibration is None else calibration.agreement
+        self.threshold = None if calibration is None else calibration.threshold
         self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
@@ -106,20 +117,30 @@ class Recogniser:
         label_set = self._label_set(labels)
         texts = self.encode(label_set)
         sample = self.read(video, start_s, end_s)
-        similarity = similarities(self.model, [sample], texts, views)[0]
-        scores = (similarity / self.temperature).softmax(0)
+        found = self.matches([sample], texts, views)
+        similarity, sure = mean_of(found)[0], self.scores(found)[0]
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
             video=str(video),
             start_s=sample.start_s,
             end_s=sample.end_s,
             predictions=[
-                Prediction(label_set.names[i], float(scores[i]), float(similarity[i]))
-                for i in order
+                Prediction(label_set.names[i], float(sure[i]), float(similarity[i])) for i in order
             ],
             person=Person(sample.seen, self.model.config.pose_frames, sample.box),
             warnings=[*sample.warnings, *self._never_learnt(label_set)],
+            threshold=self.threshold,
         )
+
+    def matches(
+        self, samples: Sequence[Sample], texts: Texts, views: int = 1, batch: int = 16
+    ) -> Tensor:
+        """The similarities of samples with encoded labels, (N, B, C)."""
+        return matches(self.model, samples, texts, views, batch, self.detector is not None)
+
+    def scores(self, found: Tensor) -> Tensor:
+        """How sure each label is, (N, B, C) -> (N, C): `model.sgmc.scores`, as fitted."""
+        return scores(found, self.temperature, self.agreement)
 
     def _never_learnt(self, labels: LabelSet) -> list[str]:
         """A warning where a model that has read nothing but its own labels is asked for others."""
@@ -245,8 +266,8 @@ def load(
         detector.digest()  # weights that cannot be had are told once, before the model is loaded
     model, facts = checkpoint.load(folder, clip)
     key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
-    fitted = None if facts.calibration is None else facts.calibration.temperature
-    made = Recogniser(model, facts.label_set, key, detector, device, precision, fitted)
+    labels, fitted = facts.label_set, facts.calibration
+    made = Recogniser(model, labels, key, detector, device, precision, fitted)
     made.loaded_by = given
     return made
 

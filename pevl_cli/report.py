@@ -37,12 +37,16 @@ def answers_csv(answers: Sequence[Answer]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["video", "start_s", "end_s", "rank", "label", "score", "similarity", "warnings"]
+        [
+            *("video", "start_s", "end_s", "rank", "label", "score", "similarity"),
+            *("none_of_these", "warnings"),
+        ]
     )
     for a in answers:
         for rank, p in enumerate(a.predictions, 1):
             span = [f"{a.start_s:.3f}", f"{a.end_s:.3f}"]
-            values = [f"{p.score:.6f}", f"{p.similarity:.6f}", "; ".join(a.warnings)]
+            none = "yes" if a.none_of_these else "no"
+            values = [f"{p.score:.6f}", f"{p.similarity:.6f}", none, "; ".join(a.warnings)]
             writer.writerow([a.video, *span, rank, p.label, *values])
     return out.getvalue()
 

@@ -85,7 +85,7 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
     if actor is not None:
         box = actor.box
         whole = to_layout(actor.joints, actor.layout, config.layout, config.lacking_joints)
-        joints = whole[clip.frame_of].copy()
+        joints = _between(whole, _places(clip.frame_of))
         joints[..., :2] *= shrunk
         seen = int(actor.seen[clip.frame_of].sum())
         if box is None:
@@ -152,6 +152,17 @@ def pose_sample(path: Path, recording: Recording, config: ModelConfig) -> Sample
     )
 
 
+def _places(frame_of: np.ndarray) -> np.ndarray:
+    """Where among the U distinct frames each of the S sampled times lies, (S,) float.
+
+    A short or slow video shows one frame at several of them: a body that stands still and jumps
+    would be seen, where it moves.
+    """
+    times = np.arange(len(frame_of))
+    middle = np.bincount(frame_of, times) / np.bincount(frame_of)
+    return np.interp(times, middle, np.arange(len(middle)))
+
+
 def _between(joints: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Joints (T, J, 3) at fractional frames (S,): the nearest one's where the other is not seen."""
     low = np.floor(place).astype(int)
@@ -179,14 +190,13 @@ class _Region:
         kept_w, kept_h = float(width), float(height)
         if config.crop != "full" and box is not None:
             x1, y1, x2, y2 = box
+            around = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
             centre = (x1 + x2) / 2, (y1 + y2) / 2
             if config.crop == "actor":
-                side = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
-            else:  # the paper's square, moved to the actor as far as the picture goes
-                centre = (
-                    min(max(centre[0], side / 2), width - side / 2),
-                    min(max(centre[1], side / 2), height - side / 2),
-                )
+                side = around
+            else:  # moved to the actor as far as the picture goes, and wide enough to hold all
+                side = max(side, around)
+                centre = _inside(centre[0], side, width), _inside(centre[1], side, height)
             kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
         scale = config.image_size / side
         move = np.array(
@@ -198,6 +208,11 @@ class _Region:
         )
         size = (max(round(kept_w * scale), 1), max(round(kept_h * scale), 1))
         return cls(scale, move, size)
+
+
+def _inside(centre: float, side: float, length: float) -> float:
+    """The nearest centre at which a view lies in the picture, or the middle where it cannot."""
+    return min(max(centre, side / 2), length - side / 2) if side < length else length / 2
 
 
 def _shrink(frame: np.ndarray, scale: float) -> np.ndarray:

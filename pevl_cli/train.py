@@ -45,10 +45,10 @@ from pevl_cli.clips import (
 )
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import encode_labels, similarities
+from pevl_cli.evaluate import encode_labels, matches
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import Accuracy, accuracy
+from pevl_cli.metrics import Accuracy, Fitted, accuracy
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.pevl import Batch, Features, PeVL
@@ -252,8 +252,15 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
         state = old.state_dict()
         wanted = model.state_dict()
         new = {"class_vectors"}  # fixed classes have nothing to do with other ones
+        # A stream that it was trained without starts from nothing.
+        added = set()
+        if config.video and not old.config.video:
+            added |= {"video_adapters", "video_time", "p2v", "v2p"}
+        if config.pose and not old.config.pose:
+            added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
         for name, value in wanted.items():
-            if name not in new and (name not in state or state[name].shape != value.shape):
+            fresh = name in new or (name not in state and name.partition(".")[0] in added)
+            if not fresh and (name not in state or state[name].shape != value.shape):
                 raise PevlError(
                     f"{source}: cannot be started from with these settings, as weight '{name}' "
                     "is absent or of another size in it; leave the model's sizes as they are."
@@ -751,7 +758,8 @@ class Trainer:
         # Each has as many, so the last ones of some processes stand twice.
         count = -(-len(clips) // world)
         own = [min(rank + i * world, len(clips) - 1) for i in range(count)]
-        similarity = torch.full((count, len(self.labels)), torch.nan)
+        kinds = len(model.config.used_similarities)
+        found = torch.full((count, kinds, len(self.labels)), torch.nan)
         for first in range(0, count, 16):
             samples: dict[int, Sample] = {}
             for place in range(first, min(first + 16, count)):
@@ -759,17 +767,17 @@ class Trainer:
                     samples[place] = clips[own[place]]
             if samples:
                 with self._as_trained():
-                    part = similarities(model, list(samples.values()), texts)
-                similarity[list(samples)] = part
+                    part = matches(model, list(samples.values()), texts)
+                found[list(samples)] = part
         if world > 1:
-            together = fabric.all_gather(similarity.to(fabric.device))
+            together = fabric.all_gather(found.to(fabric.device))
             assert isinstance(together, Tensor)
-            similarity = together.transpose(0, 1).flatten(0, 1)[: len(clips)].cpu()
-        there = ~similarity.isnan().any(1)
+            found = together.transpose(0, 1).flatten(0, 1)[: len(clips)].cpu()
+        there = ~found.isnan().all(2).all(1)
         if not there.any():
             return None
         true = [label for label, read in zip(clips.labels, there.tolist(), strict=True) if read]
-        got = accuracy(similarity[there], true, self.labels.names)
+        got = accuracy(found[there], true, self.labels.names)
         self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
         fabric.log_dict({"val/top1": got.top1, "val/mean_class": got.mean_class}, step=epoch)
         return got
@@ -841,7 +849,7 @@ class Trainer:
         fitted = None
         if result.last is not None:
             fitted = checkpoint.Calibration(
-                temperature=result.last.temperature, split="val", clips=result.last.count
+                **asdict(result.last.fitted), split="val", clips=result.last.count
             )
         stored = checkpoint.facts_of(model.config, self.labels, base, training, fitted)
         checkpoint.save(folder, model.state_dict(), stored)
@@ -858,7 +866,7 @@ def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
     # One of an older pevl, which kept less of it, is measured again with the next epoch.
     if stored is None or {f.name for f in fields(Accuracy)} - stored.keys():
         return None
-    return Accuracy(**stored)
+    return Accuracy(**stored | {"fitted": Fitted(**stored["fitted"])})
 
 
 def _facts(

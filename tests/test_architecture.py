@@ -75,9 +75,11 @@ def layer(module: str) -> int:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m])
 def test_imports_run_one_way(module: str) -> None:
-    in_model, in_datasets = module.startswith("model"), module.startswith("datasets")
+    in_model, in_datasets = f"{module}.".startswith("model."), module.startswith("datasets")
     for used in own(module):
-        if (in_model and used.startswith("model")) or (in_datasets and used.startswith("datasets")):
+        if (in_model and f"{used}.".startswith("model.")) or (
+            in_datasets and used.startswith("datasets")
+        ):
             continue
         assert layer(used) < layer(module), f"{module} imports {used}, which stands after it"
         if in_model:

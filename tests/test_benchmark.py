@@ -90,7 +90,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
 ) -> None:
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     sizes: list[int] = []
-    whole = recogniser.model.forward
+    whole = recogniser.model.matches
 
     def small(batch: Batch, texts: Texts) -> Tensor:
         assert batch.joints is not None
@@ -99,12 +99,12 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(batch, texts)
 
-    monkeypatch.setattr(recogniser.model, "forward", small)
+    monkeypatch.setattr(recogniser.model, "matches", small)
     outcome = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
     assert outcome.accuracy.count == 20
     assert max(sizes) > 4 and sum(size for size in sizes if size <= 4) == 20
     monkeypatch.setattr(
-        recogniser.model, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+        recogniser.model, "matches", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
     )
     with pytest.raises(PevlError, match="too small for one clip"):
         benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
@@ -161,7 +161,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
         make_video(f"own/val/{label}/1.mp4", frames=8)
         make_video(f"own/train/{label}/2.mp4", frames=8)
     own = read_manifest(tmp_path / "own")
-    with pytest.raises(PevlError, match=r"label 0 of .*, 'lunge', is none of the 21 labels"):
+    with pytest.raises(PevlError, match=r"label 0 of .*, 'lunge', is none of the 37 labels"):
         benchmark(own, recogniser, "pevl-mini")
     with pytest.raises(UsageError, match="has no split 'test', but train, val"):
         benchmark(own, recogniser, "pevl-mini", split="test")
@@ -234,12 +234,17 @@ def test_weights_that_are_no_numbers_are_told(some_clips: Path, pose_weights: Pa
 
 
 def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
-    """J-HMDB's skeleton has no eyes and ears, which `pevl-mini` looks at."""
-    file = learnable(tmp_path)
-    known = checkpoint.read_facts(checkpoint.find("pevl-mini")).labels.names
+    """J-HMDB's skeleton has no eyes and ears, which a model may need."""
+    file, strict = learnable(tmp_path), tmp_path / "strict"
+    shutil.copytree(checkpoint.find("pevl-mini"), strict)
+    facts = json.loads((strict / "config.json").read_text())
+    facts["model"]["lacking_joints"] = False
+    (strict / "config.json").write_text(json.dumps(facts))
+    known = checkpoint.read_facts(strict).labels.names
     (tmp_path / "known.txt").write_text("\n".join(known))
     line = ["benchmark", "--dataset", str(file), "--labels", str(tmp_path / "known.txt")]
-    said = CliRunner().invoke(app, [*line, "--device", "cpu"])
+    line += ["--checkpoint", str(strict), "--out", str(tmp_path / "report"), "--device", "cpu"]
+    said = CliRunner().invoke(app, line)
     assert isinstance(said.exception, PevlError), said.output
     told = str(said.exception)
     assert "jhmdb15" in told and "coco17" in told and "left_eye" in told

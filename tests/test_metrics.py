@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pevl_cli.metrics import accuracy, fit_temperature, intervals, paired, ranks, reliability
+from pevl_cli.metrics import (
+    REFUSED,
+    UNUSUAL,
+    accuracy,
+    fit_scores,
+    intervals,
+    paired,
+    ranks,
+    reliability,
+)
+from pevl_cli.model.sgmc import agreement, mean_of, scores
 
 NAMES = tuple("abcdefg")
 
@@ -29,7 +39,7 @@ def test_accuracy_of_a_known_case() -> None:
             [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],  # the second
         ]
     )
-    got = accuracy(similarity, [0, 0, 0, 1], NAMES)
+    got = accuracy(similarity[:, None], [0, 0, 0, 1], NAMES)
     assert (got.top1, got.top5, got.count) == (0.5, 0.75, 4)
     assert got.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
     assert got.mean_class == pytest.approx(1 / 3)
@@ -37,26 +47,28 @@ def test_accuracy_of_a_known_case() -> None:
 
 
 def test_with_five_labels_or_fewer_all_are_among_the_first_five() -> None:
-    assert accuracy(torch.eye(3), [1, 2, 0], NAMES[:3]).top5 == 1
+    assert accuracy(torch.eye(3)[:, None], [1, 2, 0], NAMES[:3]).top5 == 1
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
 def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> None:
     similarity, labels = drawn(20_000, temperature)
-    assert fit_temperature(similarity, labels) == pytest.approx(temperature, rel=0.05)
+    assert fit_scores(similarity[:, None], labels).temperature == pytest.approx(
+        temperature, rel=0.05
+    )
 
 
 def test_a_few_clips_without_a_mistake_do_not_make_it_sure_of_everything() -> None:
     similarity = torch.eye(7)[:3] * 0.1
-    temperature = fit_temperature(similarity, [0, 1, 2])
+    temperature = fit_scores(similarity[:, None], [0, 1, 2]).temperature
     best = (similarity / temperature).softmax(1).amax(1)
     assert ((best > 0.6) & (best < 0.9)).all()
 
 
 def test_the_calibration_error_is_least_where_scores_are_right() -> None:
     similarity, labels = drawn(20_000, 0.2)
-    right = reliability(similarity, labels, 0.2)
-    too_sure, unsure = (reliability(similarity, labels, t).error for t in (0.05, 0.8))
+    right = reliability((similarity / 0.2).softmax(1), labels)
+    too_sure, unsure = (reliability((similarity / t).softmax(1), labels).error for t in (0.05, 0.8))
     assert right.error < 0.02 < 0.1 < min(too_sure, unsure)
     assert np.abs(np.subtract(right.score, right.right)).max() < 0.1
 
@@ -64,12 +76,52 @@ def test_the_calibration_error_is_least_where_scores_are_right() -> None:
 def test_scores_on_the_edge_of_two_bins_are_counted_once() -> None:
     """Three labels, all alike: a score of exactly a third."""
     similarity = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0]])
-    assert reliability(similarity, [0, 1], 1.0).error == pytest.approx(0.52, abs=0.02)
+    found = reliability(similarity.double().softmax(1), [0, 1])
+    assert found.error == pytest.approx(0.52, abs=0.02)
+
+
+def test_scores_are_lower_where_the_similarities_do_not_agree() -> None:
+    agree = torch.tensor([[[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]])
+    differ = torch.tensor([[[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]])
+    assert float(agreement(agree, 0.2)) == pytest.approx(1)
+    each = (differ / 0.2).softmax(2).double()
+    apart = float(agreement(differ, 0.2))
+    assert apart == pytest.approx(float((each[:, 0] * each[:, 1]).sqrt().sum())) and apart < 0.5
+    plain = (mean_of(differ) / 0.2).softmax(1).double()
+    assert torch.allclose(scores(differ, 0.2), plain), "nothing was fitted"
+    assert torch.allclose(scores(differ, 0.2, apart / 2), plain), "it agrees as is usual"
+    assert torch.allclose(scores(differ, 0.2, 2 * apart), plain / 2)
+    assert torch.allclose(scores(agree[:, :1], 0.2, 1.0), scores(agree[:, :1], 0.2))
+
+
+def test_scores_leave_out_what_has_nothing_to_go_by() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = torch.rand(5, 3, 4, generator=generator)
+    found[2, 1] = torch.nan
+    found[3] = torch.nan
+    mean, sure = mean_of(found), scores(found, 0.3, 0.99)
+    assert torch.allclose(mean[2], found[2, [0, 2]].mean(0)) and sure.isfinite().all()
+    assert torch.allclose(sure[2], scores(found[2:3, [0, 2]], 0.3, 0.99))
+    assert torch.allclose(sure[3], torch.tensor(0.25).double()) and not mean[3].any()
+    assert (sure.argsort(1)[:3] == mean.argsort(1)[:3]).all(), "labels stand as S has them"
+
+
+def test_the_threshold_refuses_few_of_the_clips_it_was_fitted_on() -> None:
+    similarity, labels = drawn(1000, 0.1)
+    found = torch.stack([similarity, similarity + 0.02 * torch.randn_like(similarity)], 1)
+    fitted = fit_scores(found, labels)
+    best = scores(found, fitted.temperature, fitted.agreement).amax(1)
+    assert (best < fitted.threshold).double().mean() == pytest.approx(REFUSED, abs=0.002)
+    usual = agreement(found, fitted.temperature) >= fitted.agreement
+    assert usual.double().mean() == pytest.approx(1 - UNUSUAL, abs=0.002)
+    unlike = torch.stack([similarity, similarity.flip(1)], 1)
+    strange = scores(unlike, fitted.temperature, fitted.agreement).amax(1)
+    assert (strange < fitted.threshold).double().mean() > 0.3
 
 
 def test_ties_are_broken_once() -> None:
     """Ten labels, all alike: the answer is the first, and it is among the first five."""
-    alike = accuracy(torch.zeros(2, 10), [0, 9], [*map(str, range(10))])
+    alike = accuracy(torch.zeros(2, 1, 10), [0, 9], [*map(str, range(10))])
     assert (alike.top1, alike.top5) == (0.5, 1.0)
     assert ranks(torch.zeros(2, 10), [0, 9]).tolist() == [1, 2]
 

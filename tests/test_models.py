@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pevl_cli import models
 from pevl_cli.cli import app
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.pose import find_weights
+from pevl_cli.pose import BUNDLED_WEIGHTS, find_weights
 
 WEIGHTS = b"weights" * 100_000
 NAME = "yolo11s-pose.pt"
@@ -130,5 +130,6 @@ def test_the_list_says_what_is_here() -> None:
     said = CliRunner().invoke(app, ["models"])
     assert said.exit_code == 0, said.output
     assert "pevl-mini" in said.output and "bundled" in said.output and "yolo11x" in said.output
+    assert models.fetch("pevl-pose") == BUNDLED_WEIGHTS, "it is here already"
     with pytest.raises(UsageError, match="no model of this name can be fetched, but yolo11n"):
         models.fetch("yolo99-pose.pt")

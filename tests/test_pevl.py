@@ -475,15 +475,17 @@ def test_patches_of_joints_are_the_patches_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv3d"])
-def test_patch_tokens_are_row_major(stem: str) -> None:
+@pytest.mark.parametrize("class_token", ["learned", "patches"])
+def test_patch_tokens_are_row_major(stem: str, class_token: str) -> None:
     """A change in one corner of the picture shows in that patch's token most."""
-    model, frames = tiny_model(stem=stem), torch.full((1, T, 3, 48, 48), 0.5)
+    model = tiny_model(stem=stem, class_token=class_token)
+    frames = torch.full((1, T, 3, 48, 48), 0.5)
     changed = frames.clone()
     changed[:, :, :, 4:12, 36:44] = 1.0  # upper right
     with torch.no_grad():
         moved = model.visual.embed(changed) - model.visual.embed(frames)
     per_patch = moved[0, 1:].norm(dim=-1)
-    assert moved[0, 0].abs().max() < 1e-5
+    assert (moved[0, 0].abs().max() > 1e-5) == (class_token == "patches")
     assert per_patch.argmax() == 2
 
 

@@ -515,54 +515,35 @@ def test_weights_that_were_named_must_be_there(
     assert find_weights(weights) == weights, "the option rules over the environment"
     monkeypatch.setenv(pose.WEIGHTS_VARIABLE, str(weights))
     assert PoseDetector().weights == weights
-    monkeypatch.delenv(pose.WEIGHTS_VARIABLE)
-    assert find_weights() == Path(pose.DEFAULT_WEIGHTS)
     with pytest.raises(PevlError, match="no such pose weights"):
-        find_weights(tmp_path / "nowhere" / pose.DEFAULT_WEIGHTS)
+        find_weights(tmp_path / "nowhere" / pose.USUAL_WEIGHTS)
+
+
+def test_the_packages_own_network_is_used_only_where_no_other_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
+) -> None:
+    monkeypatch.delenv(pose.WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert find_weights() == find_weights("pevl-pose") == pose.BUNDLED_WEIGHTS
+    note = pose.fallback_note()
+    assert note is not None and f"pevl models fetch {pose.USUAL_WEIGHTS}" in note
+    assert pose.fallback_note("pevl-pose") is None, "who chooses it knows"
+    with pytest.raises(PevlError, match="no such pose weights"):
+        find_weights(pose.USUAL_WEIGHTS)
+    fetched = tmp_path / "cache" / "weights" / pose.USUAL_WEIGHTS
+    fetched.parent.mkdir(parents=True)
+    fetched.write_bytes(weights.read_bytes())
+    assert find_weights() == find_weights(pose.USUAL_WEIGHTS) == fetched
+    (tmp_path / pose.USUAL_WEIGHTS).write_bytes(weights.read_bytes())
+    assert find_weights() == Path(pose.USUAL_WEIGHTS), "a file here rules over what was fetched"
+    assert pose.fallback_note() is None
 
 
 def test_a_file_that_is_no_weights_is_told_in_one_line(weights: Path, clip: Clip) -> None:
     with pytest.raises(PevlError, match="not a YOLO-pose weights file") as caught:
         PoseDetector(weights).actor(clip, use_cache=False)
     assert str(weights) in str(caught.value)
-
-
-OFFLINE = """
-import socket, time
-from pathlib import Path
-import ultralytics.utils.downloads as downloads
-from pevl_cli.errors import PevlError
-from pevl_cli.pose import PoseDetector
-
-def no_network(*args, **kwargs):
-    raise ConnectionError("no network")
-
-downloads.attempt_download_asset = no_network
-began = time.monotonic()
-try:
-    PoseDetector().digest()
-except PevlError as error:
-    print(time.monotonic() - began)
-    print(error)
-"""
-
-
-def test_without_weights_and_network_the_way_out_is_told(tmp_path: Path) -> None:
-    environment = child_environment(PEVL_CACHE=str(tmp_path), YOLO_CONFIG_DIR=str(tmp_path / "y"))
-    environment.pop(pose.WEIGHTS_VARIABLE, None)
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    seconds, message = done.stdout.strip().splitlines()[-2:]
-    assert float(seconds) < 5
-    for part in ("yolo11n-pose.pt", str(tmp_path), "--pose-weights", "PEVL_POSE_WEIGHTS"):
-        assert part in message
 
 
 SILENT = """

@@ -28,6 +28,7 @@ from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.extract import extract, shard
+from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.pickles import read_pickle
 from pevl_cli.pose import PoseDetector
@@ -524,13 +525,17 @@ def test_what_is_chosen_for_poses_alone_is_kept(tmp_path: Path) -> None:
 
 
 def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
-    file = learnable(tmp_path)
-    line = ["train", "--dataset", str(file), "--init", "pevl-mini", "--out", str(tmp_path / "run")]
+    file, strict = learnable(tmp_path), tmp_path / "strict"
+    shutil.copytree(checkpoint.find("pevl-mini"), strict)
+    facts = json.loads((strict / "config.json").read_text())
+    facts["model"]["lacking_joints"] = False
+    (strict / "config.json").write_text(json.dumps(facts))
+    line = ["train", "--dataset", str(file), "--init", str(strict), "--out", str(tmp_path / "run")]
     said = CliRunner().invoke(app, line)
     assert "of layout coco17" in str(said.exception) and "jhmdb15" in str(said.exception)
     line = ["benchmark", "--dataset", str(file), "--checkpoint", "pevl-mini"]
     said = CliRunner().invoke(app, line)
-    assert said.exit_code == 1 and "'upper half', is none of the 21 labels" in str(said.exception)
+    assert said.exit_code == 1 and "'upper half', is none of the 37 labels" in str(said.exception)
 
 
 def test_a_clip_of_a_csv_whose_file_is_gone_is_one_of_poses(

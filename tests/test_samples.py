@@ -222,6 +222,26 @@ def test_following_moves_the_full_square_to_the_actor_within_the_picture() -> No
     assert np.array_equal(nobody.frames, make_sample(clip, None, full).frames)
 
 
+@pytest.mark.parametrize("size", [(90, 320), (320, 130)])
+def test_following_holds_the_whole_actor_where_the_pictures_square_is_too_small(
+    size: tuple[int, int],
+) -> None:
+    """A phone held upright shows a body from head to foot, and so must the view."""
+    follow, full = config_of("follow"), config_of("full")
+    clip, actor = painted(width=size[0], height=size[1], at=(4, 4))
+    assert actor.box is not None
+    x1, y1, x2, y2 = actor.box
+    longer = max(x2 - x1, y2 - y1)
+    assert longer > 0.875 * min(size), "the case is what it says"
+    places = view(make_sample(clip, actor, follow), follow).joints
+    middle = view(make_sample(clip, actor, full), full).joints
+    assert places is not None and middle is not None
+    assert places[..., :2].min() >= 0 and places[..., :2].max() <= 1
+    spread = (places[..., :2].amax((0, 1, 2)) - places[..., :2].amin((0, 1, 2))).max()
+    assert spread == pytest.approx(0.8, abs=0.02), "no larger than it has to be"
+    assert middle[..., :2].min() < 0 or middle[..., :2].max() > 1
+
+
 def test_the_full_crop_is_the_same_without_an_actor() -> None:
     config = config_of("full")
     clip, actor = painted()
@@ -273,7 +293,11 @@ def test_fewer_frames_than_48(make_video: MakeVideo) -> None:
     sample = make_sample(clip, actor, config)
     shows = [int((k + 0.5) * 5 / 48) for k in range(48)]
     assert [number_of(f) for f in sample.frames] == shows[1::3]
-    np.testing.assert_allclose(sample.joints[:, 0, 0], np.array(shows) * 10 + 30, atol=0.01)
+    # Joints move on between the frames that show them, of which the first and the last stand still
+    # for half of their time.
+    middle = [np.mean(np.flatnonzero(np.array(shows) == u)) for u in range(5)]
+    moved = np.interp(np.arange(48), middle, np.arange(5) * 10 + 30)
+    np.testing.assert_allclose(sample.joints[:, 0, 0], moved, atol=0.01)
     assert sample.seen == 48 - shows.count(2)
     batch = view(sample, config)
     assert batch.frames is not None and batch.frames.shape[1] == T

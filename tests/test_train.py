@@ -31,7 +31,7 @@ from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluate import encode_labels
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import Accuracy
+from pevl_cli.metrics import Accuracy, Fitted
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import Batch, PeVL
@@ -531,7 +531,7 @@ def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def test(*_: object) -> Accuracy:
         value = next(values)
-        return Accuracy(value, 1.0, value, 3, {}, [], 0.1)
+        return Accuracy(value, 1.0, value, 3, {}, [], Fitted(0.1, 0.9, 0.2))
 
     monkeypatch.setattr(training.Trainer, "test", test)
     result = training.train(settings)
@@ -709,3 +709,24 @@ def test_files_that_are_only_opened_may_be_damaged_inside(moves: Path, tmp_path:
     assert result.epochs == 4 and result.last is not None and result.last.count == 2
     decoded = training.train(settings_of(data, tmp_path / "decoded", data__check="decode"))
     assert len(decoded.left_out) == 3
+
+
+def test_video_can_be_added_to_what_was_learnt_from_poses(moves: Path, tmp_path: Path) -> None:
+    alone = settings_of(moves, tmp_path / "run", model__video=False, model__pose=True)
+    labels = LabelSet(("a", "b"), ("one way", "another"))
+    learnt, _ = training.make_model(alone, labels)
+    stir(learnt)
+    source = tmp_path / "poses"
+    facts = checkpoint.facts_of(learnt.config, labels, None, {}, None)
+    checkpoint.save(source, learnt.half().float().state_dict(), facts)
+    both = settings_of(
+        *(moves, tmp_path / "both"), init=str(source), model__pose=True, model__pose_layers=0
+    )
+    model, _ = training.make_model(both, labels)
+    before, state = learnt.state_dict(), model.state_dict()
+    added = {name.partition(".")[0] for name in state.keys() - before.keys()}
+    assert added == {"video_adapters", "p2v", "v2p"}
+    kept = state.keys() & before.keys()
+    assert any(name.startswith("pose_embedding.") for name in kept)
+    for name in kept:
+        torch.testing.assert_close(state[name], before[name], msg=name)

@@ -40,6 +40,7 @@ _SIZES: dict[str, Any] = {
 # The paper's own kind of model: CLIP stays frozen, everything on, nothing of `mini`'s additions.
 ON_CLIP: dict[str, Any] = {
     "stem": "patch",
+    "class_token": "learned",
     "frozen_base": True,
     "pose_features": "xy",
     "video_temporal": False,

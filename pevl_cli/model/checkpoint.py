@@ -47,11 +47,13 @@ class Base(BaseModel):
 
 
 class Calibration(BaseModel):
-    """The temperature at which scores mean something."""
+    """The temperature at which scores mean something, and from which score on one is believed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(gt=0)
+    agreement: float | None = Field(None, gt=0)  # of video, pose and words, usual of known actions
+    threshold: float | None = Field(None, ge=0, le=1)  # below it: none of the labels
     split: str  # that it was fitted on
     clips: int
 

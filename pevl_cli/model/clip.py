@@ -149,6 +149,7 @@ class VisualTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
+        self.pooled = config.class_token == "patches"
         scale = width**-0.5
         if config.stem == "patch":
             size = config.patch_size
@@ -174,6 +175,8 @@ class VisualTower(nn.Module):
             patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
             x = patches.flatten(2).permute(0, 2, 1)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        if self.pooled:
+            first = first + x.mean(1, keepdim=True)
         x = torch.cat([first, x], 1) + self.positional_embedding.to(x.dtype)
         assert len(x) == n * frames.shape[1]
         out: Tensor = self.ln_pre(x)

@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokenizer: Literal["clip", "words"] = "clip"
     stem: Literal["patch", "conv3d"] = "patch"  # how pixels become patch tokens
+    # What a frame's class token starts from besides what is learned: nothing (CLIP's way), or the
+    # mean of its patches. Whom to attend to takes more clips to learn than a coach has.
+    class_token: Literal["learned", "patches"] = "learned"
     frozen_base: bool = True  # CLIP's own weights stay as they are
     # inputs
     video_frames: int = 16
@@ -50,7 +53,7 @@ class ModelConfig(BaseModel):
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
-    # actor; "actor": the actor's box with a margin.
+    # actor and widened to hold all of him or her; "actor": the actor's box with a margin.
     crop: Literal["full", "follow", "actor"] = "full"
     # parts
     video: bool = True
@@ -151,6 +154,8 @@ CONFIGS = {
         vocab_size=8192,
         tokenizer="words",
         stem="conv3d",
+        class_token="patches",
+        crop="follow",
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",

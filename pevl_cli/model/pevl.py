@@ -286,7 +286,7 @@ class PeVL(nn.Module):
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Frames (N, T, 3, H, W), uint8 or [0, 1] -> class token and patches, (N, T, 1 + P, d)."""
-        tokens, _, _ = self._encode(frames, None)
+        tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens
 
@@ -295,7 +295,7 @@ class PeVL(nn.Module):
         config = self.config
         frames = batch.frames if config.video else None
         joints = batch.joints if config.pose else None
-        video, pose, body = self._encode(frames, joints)
+        video, pose, body = self._encode(frames, joints, batch.has_video)
         if video is None and pose is None:
             raise ValueError(f"the batch has neither of what model '{config.name}' takes")
         video_before = pose_before = None
@@ -336,9 +336,12 @@ class PeVL(nn.Module):
         )
 
     def _encode(
-        self, frames: Tensor | None, joints: Tensor | None
+        self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1)."""
+        """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1).
+
+        Clips without video cost no time and leave no trace in statistics: their tokens are zeros.
+        """
         config = self.config
         blocks = self.visual.transformer.blocks
         pose = body = None
@@ -355,7 +358,15 @@ class PeVL(nn.Module):
                 body = self._weigh_body(blocks[count - 1], flat, joints)
         if frames is None:
             return None, pose, None
+        there = None if has_video is None else has_video.nonzero()[:, 0]
+        everywhere = body
+        if there is not None:
+            frames, body = frames[there], None if body is None else body[there]
         n, t = frames.shape[:2]
+        if not n:
+            assert has_video is not None
+            shape = len(has_video), t, 1 + config.grid**2, config.width
+            return self.visual.proj.new_zeros(shape), pose, everywhere
         x = self.visual.embed(self._normalise(frames))
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
@@ -364,7 +375,10 @@ class PeVL(nn.Module):
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
-        return rearrange(x, "(n t) p d -> n t p d", n=n, t=t), pose, body
+        video = rearrange(x, "(n t) p d -> n t p d", n=n, t=t)
+        if there is not None and has_video is not None:
+            video = video.new_zeros(len(has_video), *video.shape[1:]).index_copy(0, there, video)
+        return video, pose, everywhere
 
     def _maybe_again(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; with ``checkpointing`` it is computed once more backwards."""
@@ -474,6 +488,20 @@ class PeVL(nn.Module):
         """Similarity S of every clip with every label, (N, C)."""
         features = self.encode(batch)
         return texts.by_label(self.combine(self.similarities(features, texts), features))
+
+    def matches(self, batch: Batch, texts: Texts) -> Tensor:
+        """Each of the B similarities of every clip with every label, (N, B, C): S is their mean.
+
+        NaN where a similarity has nothing to go by: no video, nobody seen.
+        """
+        features = self.encode(batch)
+        parts = []
+        for kind, value in self.similarities(features, texts).items():
+            use = _says_something(kind, features, value)[:, None]
+            # What damaged weights give must not pass for "nothing to go by".
+            numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
+            parts.append(numbers.where(use, torch.nan))
+        return torch.stack(parts, 1)
 
     def loss(
         self,

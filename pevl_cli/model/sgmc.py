@@ -44,3 +44,30 @@ def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor
     logits = (values / temperature).masked_fill(~use, torch.finfo(values.dtype).min)
     weights = logits.softmax(dim).masked_fill(~use, 0)
     return (weights * values).sum(dim)
+
+
+def mean_of(matches: Tensor) -> Tensor:
+    """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without those that are NaN."""
+    return matches.nanmean(1).nan_to_num(0)
+
+
+def agreement(matches: Tensor, temperature: float) -> Tensor:
+    """How far B similarities see the same in a clip: (N, B, C) -> (N,) in (0, 1], float64.
+
+    The sum over labels of the geometric mean of what each makes of them, softmax(s/τ): 1 where they
+    are at one, near 0 where video and pose are sure of different labels, as they are where a clip
+    shows none of them. NaN is left out.
+    """
+    parts = (matches.double() / temperature).log_softmax(2).nanmean(1)
+    return parts.exp().sum(1).nan_to_num(1)
+
+
+def scores(matches: Tensor, temperature: float, usual: float | None = None) -> Tensor:
+    """How sure each label is: (N, B, C) -> (N, C) in [0, 1], float64; they order labels as S does.
+
+    softmax(S/τ), so much less as the similarities agree less than is ``usual`` of known actions.
+    """
+    chosen = (mean_of(matches).double() / temperature).softmax(1)
+    if usual is None:
+        return chosen
+    return chosen * (agreement(matches, temperature) / usual).clamp(max=1)[:, None]

@@ -1,0 +1,110 @@
+"""Put together what `pevl-mini` learns from: real clips with video, and clips of which there are
+poses only.
+
+    python benchmarks/make_mini.py data CLIPS --out DIR \\
+      --pose-weights yolo11n-pose.pt pevl-pose
+    pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt ...
+    python benchmarks/make_mini.py ship CLIPS RUN/best --to pevl_cli/data/checkpoints/pevl-mini
+
+(the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
+for each detector, so that the model learns the joints of both. Only train and val parts are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from pevl_cli import extract
+from pevl_cli.cache import write_aside
+from pevl_cli.datasets.manifest import Item, read_manifest
+from pevl_cli.datasets.pyskl import read_pyskl
+from pevl_cli.model import checkpoint
+from pevl_cli.pose import find_weights
+
+FIELD = "field"
+PICKLES = "poses/jhmdb14_split1_train.pkl", "poses/tennis4_train.pkl"
+# The same action under the name that it has among the clips with video.
+SAME = {"pullup": "workout_pullup", "wave": "wave_one_hand"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(required=True)
+    made = steps.add_parser("data", help="one CSV and one folder of poses")
+    made.add_argument("data", type=Path)
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--pose-weights", nargs="+", default=["yolo11n-pose.pt", "pevl-pose"])
+    made.set_defaults(do=put_together)
+    shipped = steps.add_parser("ship", help="a checkpoint into the package")
+    shipped.add_argument("data", type=Path)
+    shipped.add_argument("checkpoint", type=Path)
+    shipped.add_argument("--to", type=Path, required=True)
+    shipped.set_defaults(do=ship)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+def put_together(arguments: argparse.Namespace) -> None:
+    out, data = arguments.out, arguments.data.resolve()
+    poses = out / "poses"
+    poses.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, named in enumerate(arguments.pose_weights):
+        weights = find_weights(named)
+        place = out / weights.stem
+        if not place.is_symlink():
+            place.symlink_to(data / FIELD, target_is_directory=True)
+        items = [
+            replace(item, name=f"{weights.stem}/{item.name}")
+            for item in read_manifest(data / FIELD).items
+        ]
+        summary = extract.extract(
+            items, poses / f"{weights.stem}.npz", str(weights), "cpu", listener=_tell
+        )
+        print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.nobody}")
+        for item in items:
+            # What is chosen by the val part is chosen by the first detector's joints.
+            if item.split == "train" or (item.split == "val" and number == 0):
+                path = f"{item.name}{item.path.suffix}"
+                rows.append((path, item.label, item.split, item.group))
+    for name in PICKLES:
+        shutil.copy(data / name, poses)
+        # Their val parts are measured on the pickles themselves.
+        rows += [_row(item) for item in read_pyskl(data / name, None, None).of("train")]
+    with write_aside(out / "clips.csv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("path", "label", "split", "group"))
+        table.writerows(rows)
+    print(f"{out / 'clips.csv'}: {len(rows)} rows")
+
+
+def ship(arguments: argparse.Namespace) -> None:
+    """With the names of the sets it was made from, by which `pevl benchmark` knows them again."""
+    facts = checkpoint.read_facts(arguments.checkpoint)
+    sets = [read_manifest(arguments.data / FIELD)]
+    sets += [read_pyskl(arguments.data / name, None, None) for name in PICKLES]
+    began = facts.training["init"]
+    training = facts.training | {
+        "data": [manifest.title for manifest in sets],
+        "init": None if began is None else Path(began).name,
+    }
+    stored = facts.model_copy(update={"training": training})
+    checkpoint.save(arguments.to, checkpoint.load(arguments.checkpoint)[0].state_dict(), stored)
+
+
+def _row(item: Item) -> tuple[str, str, str, str]:
+    # A name of poses only; the ending keeps dots in it from being taken for one.
+    return f"{item.name}.pose", SAME.get(item.label, item.label), item.split, ""
+
+
+def _tell(done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"{done} of {total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
