@@ -230,6 +230,7 @@ def train(arguments: argparse.Namespace) -> None:
         lrf=0.02,
         cos_lr=True,
         warmup_epochs=1,
+        warmup_bias_lr=0.0,  # its 0.1 throws weights away that one goes on from
         weight_decay=0.01,
         degrees=30,  # beside the quarter turns
         translate=0.1,
