@@ -67,7 +67,7 @@ class Clips(Dataset[Sample]):
         self.config, self.detector, self.cache_bytes = config, detector, cache_bytes
         self.poses = poses
         self._room = 0.0  # bytes that may still be written to the cache
-        self._posed: dict[Item, Sample] = {}  # clips of poses only: small, and slow to make
+        self._posed: dict[Item, Sample] = {}  # clips of poses only, where a cache is wanted
 
     def __len__(self) -> int:
         return len(self.items)
@@ -75,9 +75,10 @@ class Clips(Dataset[Sample]):
     def __getitem__(self, i: int) -> Sample:
         item = self.items[i]
         if self._needs_no_video(item):
-            if item not in self._posed and len(self._posed) < POSED_AT_MOST:
-                self._posed[item] = self._read(item)
-            return self._posed.get(item) or self._read(item)
+            sample = self._posed.get(item) or self._read(item)
+            if self.cache_bytes and len(self._posed) < POSED_AT_MOST:
+                self._posed[item] = sample
+            return sample
         entry = self._entry(item)
         try:
             sample = _load(entry, item.path)

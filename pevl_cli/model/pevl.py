@@ -359,14 +359,14 @@ class PeVL(nn.Module):
         if frames is None:
             return None, pose, None
         there = None if has_video is None else has_video.nonzero()[:, 0]
-        everywhere = body
+        all_bodies = body
         if there is not None:
             frames, body = frames[there], None if body is None else body[there]
         n, t = frames.shape[:2]
         if not n:
             assert has_video is not None
             shape = len(has_video), t, 1 + config.grid**2, config.width
-            return self.visual.proj.new_zeros(shape), pose, everywhere
+            return self.visual.proj.new_zeros(shape), pose, all_bodies
         x = self.visual.embed(self._normalise(frames))
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
@@ -378,7 +378,7 @@ class PeVL(nn.Module):
         video = rearrange(x, "(n t) p d -> n t p d", n=n, t=t)
         if there is not None and has_video is not None:
             video = video.new_zeros(len(has_video), *video.shape[1:]).index_copy(0, there, video)
-        return video, pose, everywhere
+        return video, pose, all_bodies
 
     def _maybe_again(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; with ``checkpointing`` it is computed once more backwards."""

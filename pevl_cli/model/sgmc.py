@@ -1,4 +1,5 @@
-"""Matching frames with words: the sub-action side of the SGMC module (Sec. 3.3.1)."""
+"""Matching frames with words, the sub-action side of the SGMC module (Sec. 3.3.1), and what several
+similarities together say of a label."""
 
 from __future__ import annotations
 
