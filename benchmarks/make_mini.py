@@ -7,13 +7,15 @@ poses only.
     python benchmarks/make_mini.py ship CLIPS RUN/best --to pevl_cli/data/checkpoints/pevl-mini
 
 (the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
-for each detector, so that the model learns the joints of both. Only train and val parts are read.
+for each detector, so that the model learns, and is chosen by, the joints of both. Only train and
+val parts are read.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +55,7 @@ def put_together(arguments: argparse.Namespace) -> None:
     poses = out / "poses"
     poses.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, named in enumerate(arguments.pose_weights):
+    for named in arguments.pose_weights:
         weights = find_weights(named)
         place = out / weights.stem
         if not place.is_symlink():
@@ -63,12 +65,16 @@ def put_together(arguments: argparse.Namespace) -> None:
             for item in read_manifest(data / FIELD).items
         ]
         summary = extract.extract(
-            items, poses / f"{weights.stem}.npz", str(weights), "cpu", listener=_tell
+            items,
+            poses / f"{weights.stem}.npz",
+            str(weights),
+            "cpu",
+            processes=os.cpu_count() or 1,
+            listener=_tell,
         )
         print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.nobody}")
         for item in items:
-            # What is chosen by the val part is chosen by the first detector's joints.
-            if item.split == "train" or (item.split == "val" and number == 0):
+            if item.split in ("train", "val"):
                 path = f"{item.name}{item.path.suffix}"
                 rows.append((path, item.label, item.split, item.group))
     for name in PICKLES:

@@ -1,11 +1,12 @@
 """Train the small pose network that ships with pevl: people of video frames, labelled by a teacher.
 
     python benchmarks/make_pose.py frames FIELD --teacher yolo11n-pose.pt --out DIR
-    python benchmarks/make_pose.py train --out DIR
+    python benchmarks/make_pose.py train --teacher yolo11n-pose.pt --out DIR
     python benchmarks/make_pose.py ship --out DIR --to pevl_cli/data/pose/pevl-pose.pt
 
 FIELD is a data set's folder with a train split; nothing else of it is looked at. `train` goes on
-where it was stopped. Weights begin at random: nothing of the teacher is in them but its answers.
+where it was stopped. Weights begin at random; they learn the teacher's answers, and to foretell
+its features where it sees people (ultralytics' own distillation).
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ LAYOUT = LAYOUTS["coco17"]
 FRAMES = 14  # of each clip
 LONG_SIDE_PX = 448  # of the stored frames
 TEACHER_PX = 640
-CUT_OFF = 0.25  # of the near ones: legs out of the picture
+NEAR = 2  # views of a frame from near by
+CUT_OFF = 0.5  # of them: a part of the body is out of the picture
+WORN = 0.4  # of them: other colours, blurred, small, packed hard
 TURNED = 0.5  # of the pasted ones: by quarter turns, as most bodies are upright, but not all
+DRAWN_BEHIND = 0.5  # of the pasted ones: shapes in front of the other frame
+EMPTY = 0.05  # of the pictures: nobody in them
 SURE_BOX, SURE_JOINT = 0.4, 0.5
 TRAINED_PX = 192
 HELD_OUT = 20  # every so many-th clip of the train split is watched, not trained on
 ARCHITECTURE = "yolo11n-pose.yaml"
+View = tuple[np.ndarray, np.ndarray, np.ndarray]  # picture, boxes (P, 4), joints (P, 17, 3)
 
 
 def frames(arguments: argparse.Namespace) -> None:
@@ -43,6 +49,8 @@ def frames(arguments: argparse.Namespace) -> None:
     people pasted elsewhere."""
     from ultralytics import YOLO
 
+    if (arguments.out / "data").exists():
+        raise SystemExit(f"{arguments.out}/data is there already; remove it or name another folder")
     teacher = YOLO(str(arguments.teacher))
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -68,9 +76,11 @@ def frames(arguments: argparse.Namespace) -> None:
             joints[..., 2] = np.where(joints[..., 2] >= SURE_JOINT, 2, 0)
             name = f"{number:04d}-{k:02d}"
             _store(arguments.out, part, name, frame, boxes, joints)
-            near = _near(frame, boxes, joints, rng)
-            if near is not None:
-                _store(arguments.out, part, f"{name}-near", *near)
+            for view in range(NEAR):
+                near = _near(frame, boxes, joints, rng)
+                if near is not None:
+                    picture = worn(near[0], rng) if rng.random() < WORN else near[0]
+                    _store(arguments.out, part, f"{name}-near{view}", picture, *near[1:])
             if part == "train" and pool:
                 largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1)))
                 pasted = _paste(frame, boxes[largest], joints[largest], pool, rng)
@@ -78,6 +88,10 @@ def frames(arguments: argparse.Namespace) -> None:
                 if near is not None:
                     turns = int(rng.integers(4)) if rng.random() < TURNED else 0
                     _store(arguments.out, part, f"{name}-pasted", *_turn(*near, turns))
+            if part == "train" and rng.random() < EMPTY * (NEAR + 2):
+                empty = _empty(frame, boxes, teacher, rng)
+                if empty is not None:
+                    _store(arguments.out, part, f"{name}-empty", *empty)
         pool = [*pool[-40:], shrunk[len(shrunk) // 2]]
     about = {
         "path": str((arguments.out / "data").resolve()),
@@ -110,36 +124,105 @@ def _store(
         points[~inside | (points[:, 2] == 0)] = 0
         numbers = [*(low + high) / 2, *(high - low), *points.ravel()]
         lines.append("0 " + " ".join(f"{v:.5f}" for v in numbers))
-    (out / "data" / "labels" / part / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (out / "data" / "labels" / part / f"{name}.txt").write_text(
+        "".join(f"{line}\n" for line in lines)
+    )
 
 
 def _near(
     frame: np.ndarray, boxes: np.ndarray, joints: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """One of the larger people from near by, sometimes without the legs: as `pose._look_again`
-    cuts out, and where joints can be learnt to the pixel."""
+) -> View | None:
+    """One of the larger people from near by, as `pose._look_again` cuts out, and where joints can
+    be learnt to the pixel; sometimes only the upper body, the legs or one side of it."""
     sizes = boxes[:, 2:] - boxes[:, :2]
     fit = (sizes.max(1) >= 48) & ((joints[..., 2] > 0).sum(1) >= 8)
     fit &= sizes.prod(1) >= 0.4 * sizes.prod(1).max()
     if not fit.any():
         return None
     chosen = int(rng.choice(np.flatnonzero(fit)))
-    reach = sizes[chosen].max() * rng.uniform(0.55, 0.95)
-    centre = boxes[chosen].reshape(2, 2).mean(0) + sizes[chosen] * rng.uniform(-0.1, 0.1, 2)
+    size = sizes[chosen]
+    reach = size.max() * rng.uniform(0.55, 0.95)
+    centre = boxes[chosen].reshape(2, 2).mean(0) + size * rng.uniform(-0.1, 0.1, 2)
     low, high = centre - reach, centre + reach
     if rng.random() < CUT_OFF:
-        high[1] = low[1] + 2 * reach * rng.uniform(0.45, 0.75)
+        # The longer way of a body is cut more often: people who sit at a table, faces in a call.
+        axis = int(np.argmax(size)) if rng.random() < 0.75 else int(np.argmin(size))
+        kept = size[axis] * rng.uniform(0.3, 0.75)
+        # Nearer, as what is left is to fill the picture.
+        beside = kept * rng.uniform(0.05, 0.4)
+        if rng.random() < 0.75:
+            low[axis] = max(low[axis], boxes[chosen, axis] - beside)
+            high[axis] = boxes[chosen, axis] + kept
+        else:
+            low[axis] = boxes[chosen, axis + 2] - kept
+            high[axis] = min(high[axis], boxes[chosen, axis + 2] + beside)
+        across = 1 - axis
+        reach = max(kept, 0.5 * size[across]) * rng.uniform(0.6, 1.2)
+        low[across] = max(low[across], centre[across] - reach)
+        high[across] = min(high[across], centre[across] + reach)
     low = np.maximum(low, 0).astype(int)
     high = np.minimum(high, frame.shape[1::-1]).astype(int)
     if (high - low).min() < 24:
         return None
     inside = boxes.reshape(-1, 2, 2).clip(low, high)
-    kept = (inside[:, 1] - inside[:, 0]).prod(1) >= 0.25 * sizes.prod(1)
-    moved = joints[kept].copy()
+    left = (inside[:, 1] - inside[:, 0]).prod(1)
+    seen = left >= np.minimum(0.25 * sizes.prod(1), 0.1 * (high - low).prod())
+    moved = joints[seen].copy()
     moved[..., 2] *= ((moved[..., :2] >= low) & (moved[..., :2] < high)).all(-1)
+    if not seen[chosen] or (moved[seen[:chosen].sum(), :, 2] > 0).sum() < 4:
+        return None
     moved[..., :2] -= low
     cut = frame[low[1] : high[1], low[0] : high[0]]
-    return cut, inside[kept].reshape(-1, 4) - [*low, *low], moved
+    return cut, inside[seen].reshape(-1, 4) - [*low, *low], moved
+
+
+def worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture as other cameras, other clothes and other skins might look, uint8."""
+    height, width = frame.shape[:2]
+    kind = rng.random(5)
+    if kind[0] < 0.3:
+        frame = frame[..., rng.permutation(3)]
+    if kind[1] < 0.25:
+        grey = frame.mean(-1, keepdims=True)
+        frame = (frame + (grey - frame) * rng.uniform(0.5, 1)).astype(np.uint8)
+    if kind[2] < 0.5:
+        gain = rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
+        frame = (frame * gain + rng.uniform(-30, 30)).clip(0, 255).astype(np.uint8)
+    if kind[3] < 0.35:
+        frame = cv2.GaussianBlur(
+            frame, (0, 0), float(rng.uniform(0.5, max(0.012 * max(height, width), 0.6)))
+        )
+    elif kind[3] < 0.6:
+        length = max(int(rng.uniform(0.01, 0.04) * max(height, width)), 2)
+        way = cv2.getRotationMatrix2D((length / 2, length / 2), float(rng.uniform(0, 180)), 1)
+        line = np.zeros((length + 1, length + 1), np.float32)
+        line[length // 2] = 1
+        line = cv2.warpAffine(line, way, line.shape)
+        frame = cv2.filter2D(np.ascontiguousarray(frame), -1, line / max(line.sum(), 1e-3))
+    if kind[4] < 0.4:
+        share = float(rng.uniform(0.3, 0.8))
+        small = cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(15, 70))]
+        packed = cv2.imencode(".jpg", small, quality)[1]
+        frame = cv2.resize(cv2.imdecode(packed, cv2.IMREAD_COLOR), (width, height))
+    return np.ascontiguousarray(frame)
+
+
+def _empty(
+    frame: np.ndarray, boxes: np.ndarray, teacher: Any, rng: np.random.Generator
+) -> View | None:
+    """A part of the frame in which the teacher sees nobody, not even faintly."""
+    height, width = frame.shape[:2]
+    for _ in range(8):
+        side = int(min(height, width) * rng.uniform(0.25, 0.8))
+        x, y = int(rng.integers(width - side)), int(rng.integers(height - side))
+        apart = (boxes[:, 0] >= x + side) | (boxes[:, 2] <= x)
+        apart |= (boxes[:, 1] >= y + side) | (boxes[:, 3] <= y)
+        if apart.all():
+            cut = frame[y : y + side, x : x + side]
+            seen = teacher.predict(cut[..., ::-1], imgsz=320, conf=0.1, verbose=False)[0]
+            return None if len(seen.boxes) else (cut, np.zeros((0, 4)), np.zeros((0, 17, 3)))
+    return None
 
 
 def _paste(
@@ -148,7 +231,7 @@ def _paste(
     joints: np.ndarray,
     pool: list[np.ndarray],
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+) -> View | None:
     """The person, cut out along thick limbs, in front of something else that is blurred."""
     size = box[2:] - box[:2]
     visible = joints[:, 2] > 0
@@ -167,10 +250,11 @@ def _paste(
     if len(head):
         cv2.circle(mask, head.mean(0).astype(int).tolist(), int(0.11 * size.max()), 255, -1)
     soft = cv2.GaussianBlur(mask, (0, 0), thick / 5)[..., None] / 255
-    other = pool[int(rng.integers(len(pool)))]
-    behind = cv2.resize(other, frame.shape[1::-1])
+    behind = cv2.resize(pool[int(rng.integers(len(pool)))], frame.shape[1::-1])
     # What people there are behind must not be seen, as nothing labels them.
     behind = cv2.GaussianBlur(behind, (0, 0), float(rng.uniform(12, 30)))
+    if rng.random() < DRAWN_BEHIND:
+        _shapes(behind, rng)
     behind = behind.astype(np.float32) * rng.uniform(0.5, 1.4, 3)
     grain = rng.normal(0, rng.uniform(2, 30), (*frame.shape[:2], 1))
     behind += cv2.resize(grain, frame.shape[1::-1])[..., None]
@@ -178,9 +262,24 @@ def _paste(
     return mixed.clip(0, 255).astype(np.uint8), box[None], joints[None]
 
 
-def _turn(
-    frame: np.ndarray, boxes: np.ndarray, joints: np.ndarray, turns: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shapes(picture: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw walls, poles, stripes and balls of all colours into the picture."""
+    height, width = picture.shape[:2]
+    for _ in range(int(rng.integers(4, 24))):
+        (x, y), colour = rng.integers((width, height)).tolist(), rng.integers(256, size=3).tolist()
+        across, down = (rng.uniform(0.02, 0.5, 2) * (width, height)).astype(int).tolist()
+        shape = rng.integers(3)
+        if shape == 0:
+            cv2.rectangle(picture, (x, y), (x + across, y + down), colour, -1)
+        elif shape == 1:
+            turn = float(rng.uniform(0, 180))
+            cv2.ellipse(picture, (x, y), (across // 2, down // 2), turn, 0, 360, colour, -1)
+        else:
+            end = rng.integers((width, height)).tolist()
+            cv2.line(picture, (x, y), end, colour, int(rng.integers(1, 20)))
+
+
+def _turn(frame: np.ndarray, boxes: np.ndarray, joints: np.ndarray, turns: int) -> View:
     """Quarter turns against the clock; left stays left."""
     for _ in range(turns):
         width = frame.shape[1]
@@ -223,13 +322,14 @@ def train(arguments: argparse.Namespace) -> None:
         device=device,
         workers=arguments.workers,
         cache="ram",
-        pretrained=False,
+        pretrained=arguments.architecture.endswith(".pt"),
+        distill_model=str(arguments.teacher.resolve()),
         amp=False,
         optimizer="AdamW",
-        lr0=2e-3,
+        lr0=1.5e-3,
         lrf=0.02,
         cos_lr=True,
-        warmup_epochs=1,
+        warmup_epochs=0 if arguments.architecture.endswith(".pt") else 1,
         warmup_bias_lr=0.0,  # its 0.1 throws weights away that one goes on from
         weight_decay=0.01,
         degrees=30,  # beside the quarter turns
@@ -240,6 +340,8 @@ def train(arguments: argparse.Namespace) -> None:
         hsv_s=0.7,
         hsv_v=0.5,
         mosaic=0.1,
+        pose=20.0,  # joints are harder than boxes ...
+        kobj=2.0,  # ... and so is which of them are out of the picture
         close_mosaic=max(arguments.epochs // 6, 1),
         plots=False,
         val=True,
@@ -256,6 +358,7 @@ def ship(arguments: argparse.Namespace) -> None:
         arguments.out / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False
     )
     trained = stored.get("ema") or stored["model"]
+    trained = getattr(trained, "student_model", trained)
     # A new one with these weights: what is trained carries paths and options.
     model = PoseModel(ARCHITECTURE, nc=1, verbose=False)
     model.load_state_dict(trained.float().state_dict())
@@ -277,12 +380,13 @@ def main() -> None:
     made.add_argument("--teacher", type=Path, required=True)
     made.set_defaults(do=frames)
     trained = steps.add_parser("train")
-    trained.add_argument("--epochs", type=int, default=37)
+    trained.add_argument("--teacher", type=Path, required=True)
+    trained.add_argument("--epochs", type=int, default=60)
     trained.add_argument("--batch", type=int, default=32)
     trained.add_argument("--image-size", type=int, default=TRAINED_PX)
     trained.add_argument("--threads", type=int, default=torch.get_num_threads())
     trained.add_argument("--workers", type=int, default=1)
-    trained.add_argument("--architecture", default=ARCHITECTURE)
+    trained.add_argument("--architecture", default=ARCHITECTURE, help="or weights to go on from")
     trained.add_argument("--half", action="store_true", help="bfloat16 on a CPU that has it")
     trained.set_defaults(do=train)
     shipped = steps.add_parser("ship")

@@ -1,6 +1,6 @@
 """One person's joints in the frames of a clip: detector, tracks, the actor, cache.
 
-The only file that knows the detector (YOLO-pose through ultralytics). Boxes found in the frames
+The only file that knows how the detector is asked. Boxes found in the frames
 are linked into tracks; the *actor* is one track, and only his or her joints reach the model.
 
 Shapes: U distinct frames of a clip, J joints. Joints are x, y in pixels of the upright picture and
@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,9 +29,7 @@ from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError
 from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
-
-if TYPE_CHECKING:
-    from ultralytics import YOLO
+from pevl_cli.yolo import load_network
 
 USUAL_WEIGHTS = "yolo11n-pose.pt"
 # Made by benchmarks/make_pose.py.
@@ -58,8 +56,11 @@ class PoseSettings:
     cut_out_px: int = 256  # long side of what is looked at again
 
 
-# The package's own network is fast, and sure of joints only from near by.
-BUNDLED_SETTINGS = PoseSettings(image_size_px=256, small_share=2.0, cut_out_px=192)
+# The package's own network is fast, sure of joints only from near by, and half sure of a person
+# where none is.
+BUNDLED_SETTINGS = PoseSettings(
+    image_size_px=256, start_confidence=0.55, small_share=2.0, cut_out_px=192
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class PoseDetector:
         self.weights = find_weights(weights)
         own = self.weights == BUNDLED_WEIGHTS
         self.settings = settings or (BUNDLED_SETTINGS if own else PoseSettings())
-        self._model: YOLO | None = None
+        self._model: Any = None  # ultralytics' network
         self._digest: str | None = None
         self._lock = threading.Lock()  # ultralytics serves one call at a time
 
@@ -297,7 +298,7 @@ class PoseDetector:
         while group := list(islice(frames, self.settings.batch)):
             with self._lock:
                 if self._model is None:
-                    self._model = _load(self.weights)
+                    self._model = load_network(self.weights)
                 results: Any = self._model.predict(
                     [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group],
                     imgsz=image_size_px,
@@ -348,31 +349,6 @@ def fallback_note(weights: str | Path | None = None) -> str | None:
         "joints by the small pose network of this package; a better one (6 MB): pevl models fetch "
         f"{USUAL_WEIGHTS}"
     )
-
-
-def _quiet_ultralytics() -> None:
-    """Import ultralytics so that it sends nothing, installs nothing and prints nothing."""
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ.setdefault("YOLO_VERBOSE", "false")
-    # Its online check, analytics and hub sync all stop here; downloads do not ask this switch.
-    os.environ["YOLO_OFFLINE"] = "true"
-    from ultralytics.utils import events
-
-    events.events.enabled = False
-
-
-def _load(path: Path) -> YOLO:
-    _quiet_ultralytics()
-    from ultralytics import YOLO
-
-    try:
-        model = YOLO(str(path), task="pose", verbose=False)
-        names = model.task
-    except Exception as error:  # ultralytics raises whatever its unpickling meets
-        raise PevlError(f"{path}: not a YOLO-pose weights file ({error}).") from error
-    if names != "pose":
-        raise PevlError(f"{path}: these weights are for '{names}', YOLO-pose weights are needed.")
-    return model
 
 
 def link(found: Sequence[Sightings]) -> list[_Track]:

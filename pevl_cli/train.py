@@ -50,9 +50,9 @@ from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy, Fitted, accuracy
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import load_clip
+from pevl_cli.model.clip import PoseStem, load_clip, state_digest
 from pevl_cli.model.pevl import Batch, Features, PeVL
-from pevl_cli.pose import PoseDetector
+from pevl_cli.pose import BUNDLED_WEIGHTS, PoseDetector
 from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, collate
 from pevl_cli.settings import (
@@ -63,6 +63,7 @@ from pevl_cli.settings import (
     read_data,
 )
 from pevl_cli.skeletons import LAYOUTS, to_layout
+from pevl_cli.yolo import pose_network_layers
 
 # More clips than this are not all decoded before training begins; see `data.check`.
 DECODED_AT_MOST = 2000
@@ -252,14 +253,22 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
         state = old.state_dict()
         wanted = model.state_dict()
         new = {"class_vectors"}  # fixed classes have nothing to do with other ones
-        # A stream that it was trained without starts from nothing.
+        # A stream that it was trained without starts from nothing, and so does another stem.
         added = set()
         if config.video and not old.config.video:
             added |= {"video_adapters", "video_time", "p2v", "v2p"}
         if config.pose and not old.config.pose:
             added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
+        if config.stem != old.config.stem or (
+            config.stem == "pose" and config.video and not old.config.video
+        ):
+            state = {k: v for k, v in state.items() if not k.startswith("visual.conv1.")}
+            _fill_stem(model)
+            added.add("visual.conv1")
         for name, value in wanted.items():
-            fresh = name in new or (name not in state and name.partition(".")[0] in added)
+            fresh = name in new or (
+                name not in state and name.startswith(tuple(f"{part}." for part in added))
+            )
             if not fresh and (name not in state or state[name].shape != value.shape):
                 raise PevlError(
                     f"{source}: cannot be started from with these settings, as weight '{name}' "
@@ -268,12 +277,27 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
         model.load_state_dict({k: v for k, v in state.items() if k in wanted.keys() - new}, False)
         return model, facts.base
     if not config.frozen_base:
-        return PeVL(config), None
+        model = PeVL(config)
+        _fill_stem(model)
+        return model, None
     clip = settings.clip or DEFAULT_CLIP[config.name]
     state, config, digest = load_clip(clip, config)
     model = PeVL(config)
     model.load_state_dict(state, strict=False)  # its names were checked by load_clip
     return model, checkpoint.Base(source=clip, digest=digest)
+
+
+def _fill_stem(model: PeVL) -> None:
+    """What a new model's stem knows of bodies is that of the package's pose network."""
+    if isinstance(model.visual.conv1, PoseStem):
+        learnt = pose_network_layers(BUNDLED_WEIGHTS).state_dict()
+        model.visual.conv1.layers.load_state_dict(learnt)
+
+
+def _frozen_stem(model: PeVL) -> str:
+    """Hash of what a pose stem does not learn, which a state does not keep."""
+    stem = model.visual.conv1
+    return state_digest(stem.layers.state_dict()) if isinstance(stem, PoseStem) else "none"
 
 
 def settings_for(
@@ -657,6 +681,7 @@ class Trainer:
             "the number of steps an epoch": steps,
             "the number of processes": self.fabric.world_size,
             "the precision": self.precision,
+            "the stem's pose network (as a hash)": _frozen_stem(self.model),
         }
 
     def _loader(self, clips: Variations, order: Order) -> DataLoader[Batch]:
@@ -806,7 +831,7 @@ class Trainer:
     # -- what is kept ---------------------------------------------------------------------------
 
     def _kept(self, model: PeVL) -> dict[str, Tensor]:
-        """A model's weights without CLIP's, which never change."""
+        """A model's weights without those that never change: CLIP's, the pose stem's layers."""
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         return {k: v for k, v in model.state_dict().items() if k not in frozen}
 

@@ -54,7 +54,7 @@ def test_one_command_makes_the_table_and_a_second_one_goes_on(
     file, out = learnable(tmp_path), tmp_path / "out"
     line = ["benchmark", "--dataset", str(file), "--out", str(out), "--ablation", "pose-input"]
     line += ["--device", "cpu", "--epochs", "2", "--seed", "3", "--set", "optim.min_steps=8"]
-    line += ["--set", "model.patch_size=16", "--set", "optim.batch_size=8"]
+    line += ["--set", "optim.batch_size=8"]
     for given in SMALL:
         line += ["--set", given]
     said = CliRunner().invoke(app, line)

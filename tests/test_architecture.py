@@ -13,7 +13,7 @@ PACKAGE = Path(pevl_cli.__file__).parent
 # A module imports from the lines above its own only. `model` is all of model/.
 LAYERS = (
     {"", "errors"},
-    {"labels", "cache", "hardware", "skeletons"},
+    {"labels", "cache", "hardware", "skeletons", "yolo"},
     {"video", "model", "pickles"},
     {"pose", "datasets"},
     {"recorded", "settings"},
@@ -28,7 +28,7 @@ LAYERS = (
 )
 ONLY = {
     "av": {"video", "report"},
-    "ultralytics": {"pose"},
+    "ultralytics": {"yolo"},
     "typer": {"cli"},
     "rich": {"console"},
     "open_clip": {"model.clip"},
@@ -40,7 +40,7 @@ ONLY = {
     "huggingface_hub": {"models"},
     "transformers": set[str](),
 }
-MODEL_MAY_USE = {"", "errors", "labels", "cache"}
+MODEL_MAY_USE = {"", "errors", "labels", "cache", "yolo"}
 SAMPLES_MAY_USE = {"model.config", "model.pevl"}
 MODULES = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").strip("."): p

@@ -12,11 +12,14 @@ from tiny import LABELS, ON_CLIP, J, S, T, stir, tiny_batch, tiny_config, tiny_m
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from pevl_cli.model.clip import PoseStem
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.losses import nt_xent, semantic_guided_loss
 from pevl_cli.model.pevl import Batch, Features, PeVL, Texts, heatmaps
 from pevl_cli.model.sgmc import fine_similarity
 from pevl_cli.model.ucmr import patch_weights
+from pevl_cli.pose import BUNDLED_WEIGHTS
+from pevl_cli.yolo import pose_network_layers
 
 torch.set_num_threads(1)
 
@@ -160,11 +163,12 @@ def test_one_clip_and_one_text(name: str) -> None:
         {"text": False},
         {"pose": False, "similarities": ("ps", "fw")},
         {"pose_features": "heatmap"},
-        {"pose_features": "heatmap", "video": False, "patch_size": 24},
+        {"stem": "conv3d", "frozen_base": True},
         {"pose_frames": 3 * T + 1},
         {"image_size": 50},
         {"no_such_field": 1},
         {"stem": "convolution"},
+        {"stem": "pose"},
     ],
 )
 def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
@@ -487,6 +491,47 @@ def test_patch_tokens_are_row_major(stem: str, class_token: str) -> None:
     per_patch = moved[0, 1:].norm(dim=-1)
     assert (moved[0, 0].abs().max() > 1e-5) == (class_token == "patches")
     assert per_patch.argmax() == 2
+
+
+# Three patches a side.
+POSE_STEM: dict[str, Any] = {"stem": "pose", "patch_size": 32, "image_size": 96}
+
+
+def test_pose_stem_takes_the_networks_layers_of_the_picture_as_it_was() -> None:
+    """In [0, 1], whatever the tower normalises by, with a patch's place where it is seen."""
+    stem = tiny_model(**POSE_STEM).visual.conv1
+    assert isinstance(stem, PoseStem)
+    network = pose_network_layers(BUNDLED_WEIGHTS)
+    stem.layers.load_state_dict(network.state_dict())
+    stem.mix = torch.nn.Identity()
+    picture = torch.full((1, 3, 1, 96, 96), 0.5)
+    picture[..., 8:24, 72:88] = 1.0  # upper right
+    mean, std = (v[:, None] for v in (stem.mean, stem.std))
+    with torch.no_grad():
+        tokens = stem((picture - mean) / std)
+        last = picture[:, :, 0]
+        for layer in network:
+            last = layer(last)
+        assert tokens.shape == (1, sum([64, 128, 128, 128, 256]), 1, GRID, GRID)
+        torch.testing.assert_close(tokens[0, -256:, 0], last[0], atol=1e-4, rtol=1e-4)
+        moved = tokens - stem((torch.full_like(picture, 0.5) - mean) / std)
+    near = moved[0, :64, 0].norm(dim=0)  # the first layer that is used sees 20 pixels around
+    assert near.flatten().argmax() == 2 and near[2, 0] < 1e-3 * near[0, 2]
+
+
+def test_pose_stem_keeps_its_layers_and_learns_the_rest() -> None:
+    model = tiny_model(**POSE_STEM)
+    stem = model.visual.conv1
+    assert isinstance(stem, PoseStem)
+    before = copy.deepcopy(stem.layers.state_dict())
+    model.train()
+    batch = replace(tiny_batch(), frames=torch.rand(3, T, 3, 96, 96))
+    texts = model.encode_text(LABELS)
+    model.loss(batch, texts, torch.tensor([0, 1, 1]))[0].backward()
+    assert all(p.grad is None for p in stem.layers.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in stem.mix.parameters())
+    for name, value in stem.layers.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_v2p_refines_the_middle_frames_and_leaves_the_rest() -> None:

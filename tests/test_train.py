@@ -36,7 +36,9 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import Batch, PeVL
 from pevl_cli.plan import activation_bytes, make_plan
+from pevl_cli.pose import BUNDLED_WEIGHTS
 from pevl_cli.settings import Augmentation, TrainSettings, load_settings
+from pevl_cli.yolo import pose_network_layers
 
 MOVES = {"run_on": 1, "run_back": -1, "stay": 0}
 # A model that trains in no time, with what is random in a real one: dropout, batch statistics.
@@ -725,8 +727,29 @@ def test_video_can_be_added_to_what_was_learnt_from_poses(moves: Path, tmp_path:
     model, _ = training.make_model(both, labels)
     before, state = learnt.state_dict(), model.state_dict()
     added = {name.partition(".")[0] for name in state.keys() - before.keys()}
-    assert added == {"video_adapters", "p2v", "v2p"}
+    assert added == {"video_adapters", "p2v", "v2p", "visual"}
+    assert all(".conv1." in k for k in state.keys() - before.keys() if k.startswith("visual"))
     kept = state.keys() & before.keys()
     assert any(name.startswith("pose_embedding.") for name in kept)
     for name in kept:
         torch.testing.assert_close(state[name], before[name], msg=name)
+
+
+def test_another_stem_starts_from_nothing_and_the_rest_is_kept(moves: Path, tmp_path: Path) -> None:
+    old_stem = {"model__stem": "conv3d", "model__patch_size": 16}
+    labels = LabelSet(("a", "b"), ("one way", "another"))
+    learnt, _ = training.make_model(settings_of(moves, tmp_path / "run", **old_stem), labels)
+    source = tmp_path / "before"
+    facts = checkpoint.facts_of(learnt.config, labels, None, {}, None)
+    checkpoint.save(source, learnt.half().float().state_dict(), facts)
+    new_stem = {"model__stem": "pose", "model__patch_size": 32, "model__image_size": 64}
+    settings = settings_of(moves, tmp_path / "new", init=str(source), **new_stem)
+    model, _ = training.make_model(settings, labels)
+    before, state = learnt.state_dict(), model.state_dict()
+    network = pose_network_layers(BUNDLED_WEIGHTS).state_dict()
+    for name, value in state.items():
+        inside = name.removeprefix("visual.conv1.layers.")
+        if inside != name:
+            torch.testing.assert_close(value, network[inside], msg=name)
+        elif not name.startswith("visual.conv1."):
+            torch.testing.assert_close(value, before[name], msg=name)

@@ -28,6 +28,10 @@ _SIZES: dict[str, Any] = {
     "pose_frames": S,
     "joints": J,
     # Not sizes, but what shall not change with `mini`.
+    "stem": "conv3d",
+    "patch_size": 16,
+    "image_mean": (0.48, 0.46, 0.41),
+    "image_std": (0.27, 0.26, 0.28),
     "video_temporal": True,
     "pose_pool": "mean",
     "pose_layers": None,

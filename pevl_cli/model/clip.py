@@ -21,9 +21,13 @@ from torch import Tensor, nn
 
 from pevl_cli.errors import PevlError
 from pevl_cli.model.config import ModelConfig
+from pevl_cli.yolo import pose_network_layers
 
 # A weights file does not say its geometry: the config does, in open_clip's name for it.
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
+# Which layers of the pose network make patch tokens: index, channels.
+STEM_MEANS = {4: 128, 6: 128, 10: 256}
+STEM_PEAKS = {2: 64, 4: 128}
 
 
 class QuickGELU(nn.Module):
@@ -143,6 +147,62 @@ class Conv3dStem(nn.Module):
         return out
 
 
+class PoseStem(nn.Module):
+    """Patch tokens by a network that knows bodies: (N, 3, T, H, W) -> (N, d, T, H/32, W/32).
+
+    The layers before a YOLO11n-pose network's head, which training fills with the package's own
+    weights and leaves as they are: where a few hundred clips tell what is done, they cannot also
+    tell what a body is. Several layers, brought onto the last one's grid by their mean and, of
+    those where a ball is still to be seen, their maximum, are mixed by convolutions over space
+    and time.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        # What the tower's pictures were normalised by: this network takes them in [0, 1].
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], False)
+        self.layers = pose_network_layers().requires_grad_(False)
+        channels = sum(STEM_MEANS.values()) + sum(STEM_PEAKS.values())
+        self.mix = nn.Sequential(
+            nn.Conv3d(channels, width, 1, bias=False),
+            nn.BatchNorm3d(width),
+            nn.GELU(),
+            nn.Dropout3d(min(2 * dropout, 0.9)),
+            nn.Conv3d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm3d(width),
+            nn.GELU(),
+            nn.Dropout3d(dropout),
+            nn.Conv3d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm3d(width),
+            nn.GELU(),
+        )
+
+    def train(self, mode: bool = True) -> PoseStem:
+        super().train(mode)
+        self.layers.eval()  # their statistics are those of the pose network's own training
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, side = x.shape[0], x.shape[-1] // 32
+        frames = rearrange(x, "n c t h w -> (n t) c h w") * self.std + self.mean
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        seen = []
+        with torch.no_grad():
+            for i, layer in enumerate(self.layers):
+                frames = layer(frames)
+                if i in STEM_MEANS:
+                    seen.append(nn.functional.adaptive_avg_pool2d(frames, side))
+                if i in STEM_PEAKS:
+                    seen.append(nn.functional.adaptive_max_pool2d(frames, side))
+        out: Tensor = self.mix(rearrange(torch.cat(seen, 1), "(n t) d r c -> n d t r c", n=n))
+        return out
+
+
 class VisualTower(nn.Module):
     """CLIP's image tower up to the blocks, and its final norm and projection."""
 
@@ -154,6 +214,9 @@ class VisualTower(nn.Module):
         if config.stem == "patch":
             size = config.patch_size
             self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
+        elif config.stem == "pose":
+            # Poses alone leave no trace of it, and need no second network.
+            self.conv1 = PoseStem(config) if config.video else nn.Identity()
         else:
             self.conv1 = Conv3dStem(width)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
@@ -168,7 +231,7 @@ class VisualTower(nn.Module):
     def embed(self, frames: Tensor) -> Tensor:
         """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first."""
         n = frames.shape[0]
-        if isinstance(self.conv1, Conv3dStem):
+        if isinstance(self.conv1, Conv3dStem | PoseStem):
             patches = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
             x = rearrange(patches, "n d t r c -> (n t) (r c) d")
         else:

@@ -38,7 +38,9 @@ class ModelConfig(BaseModel):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokenizer: Literal["clip", "words"] = "clip"
-    stem: Literal["patch", "conv3d"] = "patch"  # how pixels become patch tokens
+    # How pixels become patch tokens: CLIP's linear map; four convolutions learnt from nothing; or
+    # the first layers of the package's pose network, kept as they are, and convolutions after them.
+    stem: Literal["patch", "conv3d", "pose"] = "patch"
     # What a frame's class token starts from besides what is learned: nothing (CLIP's way), or the
     # mean of its patches. Whom to attend to takes more clips to learn than a coach has.
     class_token: Literal["learned", "patches"] = "learned"
@@ -89,17 +91,17 @@ class ModelConfig(BaseModel):
             raise ValueError("image_size must be a multiple of patch_size")
         if self.width % self.heads or self.text_width % self.text_heads:
             raise ValueError("heads must divide width")
-        if self.stem == "conv3d" and self.patch_size != 16:
-            raise ValueError("the conv3d stem makes patches of 16 pixels")
+        made = {"conv3d": 16, "pose": 32}.get(self.stem, self.patch_size)
+        if self.video and self.patch_size != made:
+            raise ValueError(f"the {self.stem} stem makes patches of {made} pixels")
         if not 0 <= self.used_pose_layers <= self.layers:
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
         if self.pose and not self.used_pose_layers and self.pose_features != "body":
             raise ValueError("without pose_layers only pose_features 'body' tells of the joints")
-        if self.pose and self.pose_features == "heatmap":
-            if self.video and self.p2v:
-                raise ValueError("pose_features 'heatmap' has no joints for p2v to follow")
-            if HEATMAP_PX % self.patch_size:
-                raise ValueError(f"patch_size must divide the heatmaps' {HEATMAP_PX} pixels")
+        if self.pose and self.pose_features == "heatmap" and self.video and self.p2v:
+            raise ValueError("pose_features 'heatmap' has no joints for p2v to follow")
+        if self.frozen_base and self.stem != "patch":
+            raise ValueError("CLIP's frozen towers have CLIP's own stem, 'patch'")
         if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
             raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
@@ -118,6 +120,11 @@ class ModelConfig(BaseModel):
     @property
     def used_pose_layers(self) -> int:
         return self.layers if self.pose_layers is None else self.pose_layers
+
+    @property
+    def heatmap_patch(self) -> int:
+        """Side of a heatmap's patches, px: a picture's where they fit."""
+        return 16 if HEATMAP_PX % self.patch_size else self.patch_size
 
     @property
     def grid(self) -> int:
@@ -145,15 +152,15 @@ CONFIGS = {
         width=128,
         layers=2,
         heads=4,
-        patch_size=16,
-        image_size=96,
+        patch_size=32,
+        image_size=192,
         text_width=128,
         text_layers=2,
         text_heads=4,
         context_length=32,
         vocab_size=8192,
         tokenizer="words",
-        stem="conv3d",
+        stem="pose",
         class_token="patches",
         crop="follow",
         quick_gelu=False,

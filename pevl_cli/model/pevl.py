@@ -139,7 +139,7 @@ class HeatmapEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, size = config.width, config.patch_size
+        width, size = config.width, config.heatmap_patch
         self.patch = nn.Conv2d(config.joints, width, size, size)
         scale = width**-0.5
         places = 1 + (HEATMAP_PX // size) ** 2
