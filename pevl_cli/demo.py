@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 640, 480
 FPS = 20
 SECONDS = 2.8
 JACK_S = 1.1  # of one jump, there and back
-BODY_PX = 330.0  # from sole to crown
+BODY_PX = 270.0  # from sole to crown
 FINE = 2  # drawn so many times as large, then shrunk
 SKIN, SHIRT, SHORTS, SHOES, HAIR = (
     (214, 168, 140),
@@ -69,20 +69,16 @@ def _from(point: tuple[float, float], angle: float, length: float) -> tuple[floa
 
 
 def _backdrop() -> np.ndarray:
-    """A wall, a floor and some light, so that it looks like a room."""
+    """A grey wall, a floor and some light: `pevl-mini` is told by rooms as well as by bodies."""
     height, width = HEIGHT * FINE, WIDTH * FINE
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x / width, y / height
-    light = 1 - 0.35 * ((x - 0.4) ** 2 + (y - 0.3) ** 2)
-    wall = np.array([186, 196, 190], np.float32) * light[..., None]
-    floor = np.array([150, 118, 88], np.float32) * (0.7 + 0.4 * y)[..., None]
+    light = 1 - 0.2 * ((x - 0.4) ** 2 + (y - 0.3) ** 2)
+    wall = np.array([122, 124, 120], np.float32) * light[..., None]
+    floor = np.array([104, 104, 102], np.float32) * (0.9 + 0.1 * y)[..., None]
     room: np.ndarray = np.where((y > 0.72)[..., None], floor, wall)
-    grain = np.random.default_rng(0).normal(0, 4, (height // 4, width // 4, 1))
+    grain = np.random.default_rng(0).normal(0, 2, (height // 4, width // 4, 1))
     room = room + cv2.resize(grain, (width, height))[..., None]
-    for i in range(9):  # planks
-        top, bottom = (width * (0.5 + (i - 4) * k) for k in (0.13, 0.32))
-        ends = (int(top), int(0.72 * height)), (int(bottom), height)
-        cv2.line(room, *ends, (112, 86, 62), FINE, cv2.LINE_AA)
     return room.clip(0, 255).astype(np.uint8)
 
 
