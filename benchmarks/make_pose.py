@@ -79,7 +79,7 @@ def frames(arguments: argparse.Namespace) -> None:
             for view in range(NEAR):
                 near = _near(frame, boxes, joints, rng)
                 if near is not None:
-                    picture = worn(near[0], rng) if rng.random() < WORN else near[0]
+                    picture = _worn(near[0], rng) if rng.random() < WORN else near[0]
                     _store(arguments.out, part, f"{name}-near{view}", picture, *near[1:])
             if part == "train" and pool:
                 largest = int(np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1)))
@@ -176,7 +176,7 @@ def _near(
     return cut, inside[seen].reshape(-1, 4) - [*low, *low], moved
 
 
-def worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The picture as other cameras, other clothes and other skins might look, uint8."""
     height, width = frame.shape[:2]
     kind = rng.random(5)

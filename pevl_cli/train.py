@@ -259,10 +259,9 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
             added |= {"video_adapters", "video_time", "p2v", "v2p"}
         if config.pose and not old.config.pose:
             added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
-        if config.stem != old.config.stem or (
-            config.stem == "pose" and config.video and not old.config.video
-        ):
-            state = {k: v for k, v in state.items() if not k.startswith("visual.conv1.")}
+        stem = {k for k in state if k.startswith("visual.conv1.")}
+        if config.stem != old.config.stem or not stem:
+            state = {k: v for k, v in state.items() if k not in stem}
             _fill_stem(model)
             added.add("visual.conv1")
         for name, value in wanted.items():
@@ -290,14 +289,14 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
 def _fill_stem(model: PeVL) -> None:
     """What a new model's stem knows of bodies is that of the package's pose network."""
     if isinstance(model.visual.conv1, PoseStem):
-        learnt = pose_network_layers(BUNDLED_WEIGHTS).state_dict()
-        model.visual.conv1.layers.load_state_dict(learnt)
+        known = pose_network_layers(BUNDLED_WEIGHTS)
+        model.visual.conv1.layers.load_state_dict(known.state_dict())
 
 
-def _frozen_stem(model: PeVL) -> str:
+def _frozen_stem(model: PeVL) -> str | None:
     """Hash of what a pose stem does not learn, which a state does not keep."""
     stem = model.visual.conv1
-    return state_digest(stem.layers.state_dict()) if isinstance(stem, PoseStem) else "none"
+    return state_digest(stem.layers.state_dict()) if isinstance(stem, PoseStem) else None
 
 
 def settings_for(
@@ -670,7 +669,7 @@ class Trainer:
         result.wait = waited / max(result.seconds, 1e-9)
         return result
 
-    def _what_has_to_be_the_same(self, clips: Clips, steps: int) -> dict[str, str | int]:
+    def _what_has_to_be_the_same(self, clips: Clips, steps: int) -> dict[str, str | int | None]:
         """All but the settings that decides the weights of a run."""
         digest = hashlib.blake2b(digest_size=8)
         for item, label in zip(clips.items, clips.labels, strict=True):

@@ -46,8 +46,8 @@ def load_network(path: Path) -> YOLO:
 
 
 def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
-    """The layers of a YOLO11n-pose network before its head, in evaluation mode: with these weights,
-    or as they are before any training. PevlError when the weights are of another kind."""
+    """The layers of a YOLO11n-pose network before its head, in evaluation mode: with the weights of
+    such a network, or as they are before any training."""
     _quiet_ultralytics()
     with torch.device("cpu"):
         from ultralytics.nn.tasks import parse_model
@@ -59,8 +59,5 @@ def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
     initialize_weights(layers)
     if weights is not None:
         trained: Any = load_network(weights).model
-        try:
-            layers.load_state_dict(trained.model[: len(layers)].float().state_dict())
-        except RuntimeError as error:
-            raise PevlError(f"{weights}: not the weights of a YOLO11n-pose network.") from error
+        layers.load_state_dict(trained.model[: len(layers)].float().state_dict())
     return layers.eval()

@@ -39,7 +39,7 @@ class ModelConfig(BaseModel):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokenizer: Literal["clip", "words"] = "clip"
     # How pixels become patch tokens: CLIP's linear map; four convolutions learnt from nothing; or
-    # the first layers of the package's pose network, kept as they are, and convolutions after them.
+    # the package's pose network up to its head, kept as it is, and convolutions after it.
     stem: Literal["patch", "conv3d", "pose"] = "patch"
     # What a frame's class token starts from besides what is learned: nothing (CLIP's way), or the
     # mean of its patches. Whom to attend to takes more clips to learn than a coach has.
