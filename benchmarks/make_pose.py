@@ -5,8 +5,8 @@
     python benchmarks/make_pose.py ship --out DIR --to pevl_cli/data/pose/pevl-pose.pt
 
 FIELD is a data set's folder with a train split; nothing else of it is looked at. `train` goes on
-where it was stopped. Weights begin at random; they learn the teacher's answers, and to foretell
-its features where it sees people (ultralytics' own distillation).
+where it was stopped. Weights begin at random; they learn the teacher's answers, and what the
+teacher's stages make of the pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+import ultralytics.engine.trainer as engine
 import yaml
+from ultralytics import YOLO
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import PoseModel
 
 from pevl_cli.cache import write_aside
 from pevl_cli.datasets.manifest import read_manifest
@@ -41,14 +46,13 @@ SURE_BOX, SURE_JOINT = 0.4, 0.5
 TRAINED_PX = 192
 HELD_OUT = 20  # every so many-th clip of the train split is watched, not trained on
 ARCHITECTURE = "yolo11n-pose.yaml"
+STAGE_ENDS = 4, 6, 10, 13, 16, 19, 22  # of the architecture's layers
 View = tuple[np.ndarray, np.ndarray, np.ndarray]  # picture, boxes (P, 4), joints (P, 17, 3)
 
 
 def frames(arguments: argparse.Namespace) -> None:
     """Pictures and labels in ultralytics' layout: whole frames, their people from near by, and
     people pasted elsewhere."""
-    from ultralytics import YOLO
-
     if (arguments.out / "data").exists():
         raise SystemExit(f"{arguments.out}/data is there already; remove it or name another folder")
     teacher = YOLO(str(arguments.teacher))
@@ -290,11 +294,82 @@ def _turn(frame: np.ndarray, boxes: np.ndarray, joints: np.ndarray, turns: int) 
     return frame, boxes, joints
 
 
-def train(arguments: argparse.Namespace) -> None:
-    import ultralytics.engine.trainer as engine
-    from ultralytics import YOLO
+class Staged(DistillationModel):  # type: ignore[misc]
+    """ultralytics' distillation, at the end of every stage and at each place of the head.
 
-    torch.set_num_threads(arguments.threads)
+    The student's features are compared with the teacher's as they are, without a projector.
+    """
+
+    apart = False
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> Any:
+        if not self.training:
+            return super().loss(batch, preds)
+        picture = batch["img"]
+        with torch.no_grad():
+            taught, wanted = self._run(self.teacher_model, picture, None)
+        learnt, given = self._run(self.student_model, picture, taught)
+        losses = [
+            F.mse_loss(learnt[i].float(), taught[i].float()) / taught[i].float().var()
+            for i in STAGE_ENDS
+        ]
+        sure = wanted["scores"].float().sigmoid()  # (B, 1, places)
+        losses.append(
+            F.binary_cross_entropy_with_logits(given["scores"].float(), sure) / sure.mean()
+        )
+        for name, weight in (("boxes", 1.0), ("kpts", 4.0)):
+            gap = (given[name].float() - wanted[name].float()).abs()
+            losses.append((gap.mean(1, keepdim=True) * sure).sum() / sure.sum() * weight)
+        regular, items = self.student_model.loss(batch, given)
+        distilled = torch.stack(losses).sum()[None]
+        items["dis_loss"] = distilled.detach()
+        return torch.cat([regular, distilled * self.dis * len(picture)]), items
+
+    def _run(self, model: Any, x: Any, taught: dict[int, torch.Tensor] | None) -> Any:
+        """What each stage gives, and the head's numbers for each place."""
+        ends: dict[int, torch.Tensor] = {}
+        seen: list[Any] = []
+        for layer in model.model[:-1]:
+            if layer.f != -1:
+                places = [layer.f] if isinstance(layer.f, int) else layer.f
+                inputs = [x if place == -1 else seen[place] for place in places]
+                x = inputs[0] if isinstance(layer.f, int) else inputs
+            x = layer(x)
+            if layer.i in STAGE_ENDS:
+                ends[layer.i] = x
+                if taught is not None and self.apart:
+                    half = len(x) // 2
+                    x = torch.cat([taught[layer.i][:half], x[half:].detach()])
+            seen.append(x)
+        head = model.model[-1]
+        return ends, head.forward_head([seen[place] for place in head.f], **head.one2many)
+
+
+class Apart(Staged):
+    """Each stage sees for one half of the batch what the teacher's stages before gave, for the
+    other half the student's own, and changes itself only: shallow problems, soon learnt."""
+
+    apart = True
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Each stage apart from the others first, then all together."""
+    start = arguments.start or arguments.out / "apart.pt"
+    if not start.exists():
+        _learn(arguments, "apart", Apart, ARCHITECTURE, arguments.epochs_apart, lr0=3e-3)
+        _keep(arguments.out / "apart", start, arguments.image_size)
+    _learn(arguments, "run", Staged, str(start), arguments.epochs, lr0=1.5e-3)
+
+
+def _learn(
+    arguments: argparse.Namespace,
+    name: str,
+    distillation: type[Staged],
+    start: str,
+    epochs: int,
+    lr0: float,
+) -> None:
+    """ultralytics' trainer, which goes on where it was stopped."""
     device = "0" if torch.cuda.is_available() else "cpu"
     if device == "cpu":  # the trainer has half precision for GPUs only; here it is twice as fast
 
@@ -302,34 +377,40 @@ def train(arguments: argparse.Namespace) -> None:
             return torch.autocast("cpu", torch.bfloat16) if arguments.half else nullcontext()
 
         engine.autocast = half
-    last = arguments.out / "run" / "weights" / "last.pt"
-    model = YOLO(str(last) if last.exists() else arguments.architecture)
-    # A quarter less time on a CPU; the pictures follow the weights.
-    model.add_callback(
-        "on_train_start", lambda trainer: trainer.model.to(memory_format=torch.channels_last)
-    )
+    engine.DistillationModel = distillation
+    last = arguments.out / name / "weights" / "last.pt"
+    model = YOLO(str(last) if last.exists() else start)
+
+    def prepare(trainer: Any) -> None:
+        torch.set_num_threads(arguments.threads)  # ultralytics leaves one core out
+        # A quarter less time on a CPU; the pictures follow the weights.
+        trainer.model.to(memory_format=torch.channels_last)
+
+    model.add_callback("on_train_start", prepare)
     if last.exists():
         model.train(resume=True)
         return
     model.train(
         data=str(arguments.out / "data.yaml"),
         project=str(arguments.out.resolve()),
-        name="run",
+        name=name,
         exist_ok=True,
         imgsz=arguments.image_size,
-        epochs=arguments.epochs,
+        epochs=epochs,
         batch=arguments.batch,
+        nbs=arguments.batch,  # a step for every batch
         device=device,
         workers=arguments.workers,
         cache="ram",
-        pretrained=arguments.architecture.endswith(".pt"),
+        pretrained=start.endswith(".pt"),
         distill_model=str(arguments.teacher.resolve()),
+        dis=2.0,
         amp=False,
         optimizer="AdamW",
-        lr0=1.5e-3,
+        lr0=lr0,
         lrf=0.02,
         cos_lr=True,
-        warmup_epochs=0 if arguments.architecture.endswith(".pt") else 1,
+        warmup_epochs=0 if start.endswith(".pt") else 1,
         warmup_bias_lr=0.0,  # its 0.1 throws weights away that one goes on from
         weight_decay=0.01,
         degrees=30,  # beside the quarter turns
@@ -342,7 +423,7 @@ def train(arguments: argparse.Namespace) -> None:
         mosaic=0.1,
         pose=20.0,  # joints are harder than boxes ...
         kobj=2.0,  # ... and so is which of them are out of the picture
-        close_mosaic=max(arguments.epochs // 6, 1),
+        close_mosaic=max(epochs // 6, 1),
         plots=False,
         val=True,
         save_period=-1,
@@ -350,26 +431,25 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """The averaged weights at half precision, without anything that tells of this machine."""
-    from ultralytics import YOLO
-    from ultralytics.nn.tasks import PoseModel
+    arguments.to.parent.mkdir(parents=True, exist_ok=True)
+    _keep(arguments.out / "run", arguments.to, arguments.image_size)
+    size = arguments.to.stat().st_size
+    print(f"{arguments.to}: {size / 1e6:.1f} MB, {YOLO(str(arguments.to)).task}")
 
-    stored = torch.load(
-        arguments.out / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False
-    )
+
+def _keep(run: Path, to: Path, image_size: int) -> None:
+    """The averaged weights at half precision, without anything that tells of this machine."""
+    stored = torch.load(run / "weights" / "last.pt", map_location="cpu", weights_only=False)
     trained = stored.get("ema") or stored["model"]
-    trained = getattr(trained, "student_model", trained)
+    trained = getattr(trained, "student_model", trained)  # without it once a run is over
     # A new one with these weights: what is trained carries paths and options.
     model = PoseModel(ARCHITECTURE, nc=1, verbose=False)
     model.load_state_dict(trained.float().state_dict())
     model.requires_grad_(False).half().names = {0: "person"}
-    model.args = {"task": "pose", "imgsz": arguments.image_size}
+    model.args = {"task": "pose", "imgsz": image_size}
     kept = {"model": model, "train_args": dict(model.args), "license": "AGPL-3.0"}
-    arguments.to.parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(arguments.to) as temporary:
+    with write_aside(to) as temporary:
         torch.save(kept, temporary)
-    size = arguments.to.stat().st_size
-    print(f"{arguments.to}: {size / 1e6:.1f} MB, {YOLO(str(arguments.to)).task}")
 
 
 def main() -> None:
@@ -381,12 +461,13 @@ def main() -> None:
     made.set_defaults(do=frames)
     trained = steps.add_parser("train")
     trained.add_argument("--teacher", type=Path, required=True)
-    trained.add_argument("--epochs", type=int, default=60)
+    trained.add_argument("--epochs-apart", type=int, default=9)
+    trained.add_argument("--epochs", type=int, default=12)
+    trained.add_argument("--start", type=Path, help="weights to go on from, instead of apart")
     trained.add_argument("--batch", type=int, default=32)
     trained.add_argument("--image-size", type=int, default=TRAINED_PX)
     trained.add_argument("--threads", type=int, default=torch.get_num_threads())
     trained.add_argument("--workers", type=int, default=1)
-    trained.add_argument("--architecture", default=ARCHITECTURE, help="or weights to go on from")
     trained.add_argument("--half", action="store_true", help="bfloat16 on a CPU that has it")
     trained.set_defaults(do=train)
     shipped = steps.add_parser("ship")

@@ -56,10 +56,10 @@ class PoseSettings:
     cut_out_px: int = 256  # long side of what is looked at again
 
 
-# The package's own network is fast, sure of joints only from near by, and half sure of a person
+# The package's own network is fast, sure of joints only from near by, and a third sure of a person
 # where none is.
 BUNDLED_SETTINGS = PoseSettings(
-    image_size_px=256, start_confidence=0.6, small_share=2.0, cut_out_px=192
+    image_size_px=256, start_confidence=0.4, small_share=2.0, cut_out_px=192
 )
 
 
