@@ -462,7 +462,7 @@ def main() -> None:
     trained = steps.add_parser("train")
     trained.add_argument("--teacher", type=Path, required=True)
     trained.add_argument("--epochs-apart", type=int, default=9)
-    trained.add_argument("--epochs", type=int, default=12)
+    trained.add_argument("--epochs", type=int, default=10)
     trained.add_argument("--start", type=Path, help="weights to go on from, instead of apart")
     trained.add_argument("--batch", type=int, default=32)
     trained.add_argument("--image-size", type=int, default=TRAINED_PX)
