@@ -317,7 +317,7 @@ class Staged(DistillationModel):  # type: ignore[misc]
         losses.append(
             F.binary_cross_entropy_with_logits(given["scores"].float(), sure) / sure.mean()
         )
-        for name, weight in (("boxes", 1.0), ("kpts", 4.0)):
+        for name, weight in (("boxes", 1.0), ("kpts", 4.0)):  # joints are what is wanted
             gap = (given[name].float() - wanted[name].float()).abs()
             losses.append((gap.mean(1, keepdim=True) * sure).sum() / sure.sum() * weight)
         regular, items = self.student_model.loss(batch, given)
@@ -355,6 +355,8 @@ class Apart(Staged):
 def train(arguments: argparse.Namespace) -> None:
     """Each stage apart from the others first, then all together."""
     start = arguments.start or arguments.out / "apart.pt"
+    if arguments.start and not start.is_file():
+        raise SystemExit(f"{start}: there is no such file to start from")
     if not start.exists():
         _learn(arguments, "apart", Apart, ARCHITECTURE, arguments.epochs_apart, lr0=3e-3)
         _keep(arguments.out / "apart", start, arguments.image_size)
