@@ -3,6 +3,7 @@ poses only.
 
     python benchmarks/make_mini.py data CLIPS --out DIR \\
       --pose-weights yolo11n-pose.pt pevl-pose
+    python benchmarks/make_mini.py start pevl-mini --to DIR/start
     pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt ...
     python benchmarks/make_mini.py ship CLIPS RUN/best --to pevl_cli/data/checkpoints/pevl-mini
 
@@ -25,6 +26,7 @@ from pevl_cli.cache import write_aside
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.datasets.pyskl import read_pyskl
 from pevl_cli.model import checkpoint
+from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose import find_weights
 
 FIELD = "field"
@@ -41,6 +43,10 @@ def main() -> None:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--pose-weights", nargs="+", default=["yolo11n-pose.pt", "pevl-pose"])
     made.set_defaults(do=put_together)
+    started = steps.add_parser("start", help="what a checkpoint knows of poses and words alone")
+    started.add_argument("checkpoint")
+    started.add_argument("--to", type=Path, required=True)
+    started.set_defaults(do=start)
     shipped = steps.add_parser("ship", help="a checkpoint into the package")
     shipped.add_argument("data", type=Path)
     shipped.add_argument("checkpoint", type=Path)
@@ -86,6 +92,15 @@ def put_together(arguments: argparse.Namespace) -> None:
         table.writerow(("path", "label", "split", "group"))
         table.writerows(rows)
     print(f"{out / 'clips.csv'}: {len(rows)} rows")
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Without its video, which sees through the pose network of its day: a new one starts anew."""
+    model, facts = checkpoint.load(checkpoint.find(arguments.checkpoint))
+    config = facts.model.model_copy(update={"video": False})
+    wanted = PeVL(config).state_dict().keys()
+    state = {name: value for name, value in model.state_dict().items() if name in wanted}
+    checkpoint.save(arguments.to, state, facts.model_copy(update={"model": config}))
 
 
 def ship(arguments: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ def show_outcome(outcome: Outcome) -> None:
         figures.add_row(name, f"{value:.1%}", between)
     figures.add_row("top-5", f"{got.top5:.1%}", f"{got.count:,} clips")
     error = outcome.calibration.reliability.error
-    figures.add_row("calibration error", f"{error:.1%}", _temperature(outcome))
+    figures.add_row("calibration error", f"{error:.1%}", _fitted(outcome))
     if outcome.speed is not None:
         stages = {
             "decode": outcome.speed.decode_s,
@@ -88,9 +88,9 @@ def show_outcome(outcome: Outcome) -> None:
         warn(f"left out: {clip.reason}")
 
 
-def _temperature(outcome: Outcome) -> str:
+def _fitted(outcome: Outcome) -> str:
     fitted = outcome.calibration.fitted_on
-    return f"temperature fitted on {fitted}" if fitted else "temperature as trained"
+    return f"scores fitted on {fitted}" if fitted else "temperature as trained"
 
 
 def show_comparison(found: Comparison) -> None:

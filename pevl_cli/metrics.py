@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax
 from scipy.stats import binomtest, bootstrap
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, recall_score
@@ -26,6 +26,7 @@ LEVEL = 0.95  # of intervals
 RESAMPLES = 2000
 UNUSUAL = 0.2  # of known clips: their similarities agree less than is usual
 REFUSED = 0.07  # of known clips, at most, may be taken for none of the labels
+ABSENT = 0.25  # clips of none of the labels for each known one, as scores expect them
 BINS = 15  # of scores, for the calibration error
 # Temperatures that are tried: from CLIP's sharpest 0.01 down and up.
 LOWEST, HIGHEST = 1e-3, 10.0
@@ -37,7 +38,13 @@ class Fitted:
 
     temperature: float
     agreement: float  # that is usual of known actions
+    slope: float  # of S, and ...
+    offset: float  # ... where a label is as likely as not
     threshold: float  # of the first score: what is below shows none of the labels, or is unclear
+
+    def scores(self, matches: Tensor) -> Tensor:
+        """(N, B, C) -> (N, C)"""
+        return scores(matches, self.temperature, self.agreement, (self.slope, self.offset))
 
 
 @dataclass(frozen=True)
@@ -90,15 +97,19 @@ def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
 
 def fit_scores(matches: Tensor, labels: Sequence[int]) -> Fitted:
     """The τ for which softmax(S/τ) is the likeliest to have given the right labels, the agreement
-    that most of these clips have, and the score that all but a few of their answers reach.
+    that most of these clips have, the slope and offset for which scores tell best whether the
+    first answer is right, and the score that all but a few of these answers reach.
 
-    Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; targets a little
-    below 1 as in Platt 1999, so that a few clips without a mistake do not make it sure of all.
+    What clips of other actions look like is learnt from the same clips, each without its own label
+    among the others.
+
+    Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; Platt 1999, whose
+    targets a little below 1 keep a few clips without a mistake from making it sure of all.
     """
     values, true = mean_of(matches).double().numpy(), np.asarray(labels)
     count, classes = values.shape
     if classes < 2:
-        return Fitted(1.0, 1.0, 0.0)
+        return Fitted(1.0, 1.0, 1.0, 0.0, 0.0)
     doubt = 1 / (count + 2)
     target = np.full(values.shape, doubt / (classes - 1))
     target[np.arange(count), true] = 1 - doubt
@@ -107,9 +118,30 @@ def fit_scores(matches: Tensor, labels: Sequence[int]) -> Fitted:
         return -float((target * log_softmax(values / np.exp(log_temperature), axis=1)).sum())
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
-    fitted = float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
-    usual = float(agreement(matches, fitted).quantile(UNUSUAL))
-    return Fitted(fitted, usual, float(scores(matches, fitted, usual).amax(1).quantile(REFUSED)))
+    temperature = float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+    usual = float(agreement(matches, temperature).quantile(UNUSUAL))
+    own = torch.nn.functional.one_hot(torch.as_tensor(true), classes).bool()[:, None]
+    absent = matches.masked_fill(own, -torch.inf)
+    both = torch.cat([matches, absent])
+    first = mean_of(both).double().amax(1).numpy()
+    agreed = (agreement(both, temperature) / usual).clamp(max=1).numpy()
+    right = np.append(values.argmax(1) == true, np.zeros(count, bool))
+    wanted = np.where(right, 1 - doubt, doubt)
+    weight = np.repeat((1.0, ABSENT), count)
+
+    def mistaken(slope_and_offset: np.ndarray) -> float:
+        slope, offset = slope_and_offset
+        if slope <= 0:
+            return np.inf
+        score = np.clip(expit(slope * first + offset) * agreed, 1e-9, 1 - 1e-9)
+        return -float((weight * (wanted * np.log(score) + (1 - wanted) * np.log1p(-score))).sum())
+
+    middle = float(first.mean())
+    begin = np.array([1 / temperature, -middle / temperature])
+    slope, offset = minimize(mistaken, begin, method="Nelder-Mead").x.tolist()
+    found = Fitted(temperature, usual, slope, offset, 0.0)
+    reached = float(found.scores(matches).amax(1).quantile(REFUSED))
+    return replace(found, threshold=reached)
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,7 @@ def facts(outcome: Outcome) -> list[str]:
         f"checkpoint `{outcome.checkpoint}`: config {made['config']}, trained on "
         f"{training['data'] or 'data it does not name'}, seed {training['seed']}, "
         f"{training['epochs_done']} epochs",
-        "scores: temperature "
-        f"{cal.temperature:.4f} ({'fitted on ' + cal.fitted_on if cal.fitted_on else 'as trained'})"
+        f"scores: {'fitted on ' + cal.fitted_on if cal.fitted_on else 'temperature as trained'}"
         f", calibration error {PERCENT * cal.reliability.error:.1f} %",
         f"poses: {_pose_source(made)}",
         f"pevl {made['pevl']}, torch {made['torch']}, {made['device']}, {made['precision']}; "

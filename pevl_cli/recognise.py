@@ -38,7 +38,7 @@ DEFAULT_CHECKPOINT = "pevl-mini"
 @dataclass(frozen=True)
 class Prediction:
     label: str
-    score: float  # in [0, 1], at the temperature fitted in training: `model.sgmc.scores`
+    score: float  # in [0, 1], as fitted at the end of training: `model.sgmc.scores`
     similarity: float  # S of Eq. (4), in [-1, 1]
 
 
@@ -94,8 +94,11 @@ class Recogniser:
         # Of the scores: fitted after training, else that of training.
         trained = float(self.model.temperature.detach())
         self.temperature = trained if calibration is None else calibration.temperature
-        self.agreement = None if calibration is None else calibration.agreement
-        self.threshold = None if calibration is None else calibration.threshold
+        self.agreement = self.threshold = self.likely = None
+        if calibration is not None:
+            self.agreement, self.threshold = calibration.agreement, calibration.threshold
+            if calibration.slope is not None and calibration.offset is not None:
+                self.likely = calibration.slope, calibration.offset
         self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
@@ -140,7 +143,7 @@ class Recogniser:
 
     def scores(self, found: Tensor) -> Tensor:
         """How sure each label is, (N, B, C) -> (N, C): `model.sgmc.scores`, as fitted."""
-        return scores(found, self.temperature, self.agreement)
+        return scores(found, self.temperature, self.agreement, self.likely)
 
     def _never_learnt(self, labels: LabelSet) -> list[str]:
         """A warning where a model that has read nothing but its own labels is asked for others."""

@@ -259,6 +259,8 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
             added |= {"video_adapters", "video_time", "p2v", "v2p"}
         if config.pose and not old.config.pose:
             added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
+        if config.looks_at_body and not old.config.looks_at_body:
+            added.add("visual.body")
         stem = {k for k in state if k.startswith("visual.conv1.")}
         if config.stem != old.config.stem or not stem:
             state = {k: v for k, v in state.items() if k not in stem}
@@ -720,8 +722,11 @@ class Trainer:
             waited += time.monotonic() - before
             shown = order.batch(epoch, within * optim.accumulate + part)
             classes = torch.tensor([order.labels[place.clip] for place in shown])
-            # The batch's distinct labels only, each encoded once, in one of its phrasings.
-            distinct, labels = torch.unique(classes, return_inverse=True)
+            # Those that are contrasted, each encoded once, in one of its phrasings.
+            if self.model.config.contrast == "labels":
+                distinct, labels = torch.arange(len(self.labels)), classes
+            else:
+                distinct, labels = torch.unique(classes, return_inverse=True)
             groups = [self.phrasings[int(c)] for c in distinct]
             prompts = [group[int(drawn.integers(len(group)))] for group in groups]
             last = part == optim.accumulate - 1

@@ -40,7 +40,7 @@ ONLY = {
     "huggingface_hub": {"models"},
     "transformers": set[str](),
 }
-MODEL_MAY_USE = {"", "errors", "labels", "cache", "yolo"}
+MODEL_MAY_USE = {"", "errors", "labels", "cache", "skeletons", "yolo"}
 SAMPLES_MAY_USE = {"model.config", "model.pevl"}
 MODULES = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").strip("."): p

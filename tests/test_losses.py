@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pevl_cli.model.losses import nt_xent, semantic_guided_loss, strength
+from pevl_cli.model.losses import (
+    label_contrast_loss,
+    nt_xent,
+    semantic_guided_loss,
+    strength,
+)
 
 torch.set_num_threads(1)
 
@@ -275,3 +280,30 @@ def test_strength_of_cosines_a_little_over_one() -> None:
     got = strength(texts, torch.eye(3, dtype=torch.bool))
     assert (got >= 0).all()
     assert got[0].tolist() == [1, 0, 2]
+
+
+# --- all labels as negatives ----------------------------------------------------------------------
+
+
+def test_a_batch_of_every_label_once_is_contrasted_as_in_the_paper() -> None:
+    similarity, texts = rand(6, 6), cosines(rand(6, 4))
+    order = torch.randperm(6)
+    there = label_contrast_loss(similarity, texts, order, 0.2)
+    theirs = semantic_guided_loss(similarity[:, order], texts[order][:, order], order, 0.2)
+    assert there.item() == pytest.approx(theirs.item())
+
+
+def test_labels_that_the_batch_does_not_show_are_negatives_too() -> None:
+    """With texts all equally far: the cross-entropy over all labels, and back over the batch."""
+    similarity = rand(4, 7).requires_grad_()
+    labels, texts = torch.tensor([2, 5, 2, 0]), torch.eye(7, dtype=torch.float64)
+    loss = label_contrast_loss(similarity, texts, labels, 0.5)
+    forward = F.cross_entropy(similarity / 0.5, labels)
+    backward = 0.0
+    for label in labels.tolist():
+        column = (similarity[:, label] / 0.5).log_softmax(0)
+        own = labels == label
+        backward -= (column[own] + own.sum().log()).mean() / 4
+    torch.testing.assert_close(loss, (forward + backward) / 2)
+    loss.backward()
+    assert similarity.grad is not None and similarity.grad[:, [1, 3, 4, 6]].abs().min() > 0

@@ -110,13 +110,51 @@ def test_the_threshold_refuses_few_of_the_clips_it_was_fitted_on() -> None:
     similarity, labels = drawn(1000, 0.1)
     found = torch.stack([similarity, similarity + 0.02 * torch.randn_like(similarity)], 1)
     fitted = fit_scores(found, labels)
-    best = scores(found, fitted.temperature, fitted.agreement).amax(1)
+    best = fitted.scores(found).amax(1)
     assert (best < fitted.threshold).double().mean() == pytest.approx(REFUSED, abs=0.002)
     usual = agreement(found, fitted.temperature) >= fitted.agreement
     assert usual.double().mean() == pytest.approx(1 - UNUSUAL, abs=0.002)
     unlike = torch.stack([similarity, similarity.flip(1)], 1)
-    strange = scores(unlike, fitted.temperature, fitted.agreement).amax(1)
+    strange = fitted.scores(unlike).amax(1)
     assert (strange < fitted.threshold).double().mean() > 0.3
+
+
+def near_and_far(count: int, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    """Clips near their own label and far from all others, which are all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 6
+    similarity = 0.1 * torch.randn(count, 1, 6, generator=generator)
+    similarity[torch.arange(count), 0, labels] += 0.6
+    return similarity, labels.tolist()
+
+
+def test_a_clip_far_from_all_labels_has_a_low_score_even_where_one_is_nearest() -> None:
+    """Each clip without its own label: the nearest of the others, however much nearer."""
+    found, labels = near_and_far(300)
+    fitted = fit_scores(found, labels)
+    others, _ = near_and_far(300, seed=1)
+    # The label that these show is not asked for.
+    far = others[:, :, 1:][torch.tensor(labels) == 0]
+    assert (fitted.scores(far).amax(1) < fitted.threshold).double().mean() > 0.95
+    assert (fitted.scores(others).amax(1) < fitted.threshold).double().mean() < 2 * REFUSED
+    one = torch.tensor([[[0.25, 0.0, 0.0]]])
+    assert scores(one, 0.05)[0, 0] > 0.9 > 0.3 > fitted.scores(one)[0, 0]
+
+
+def test_scores_of_labels_by_themselves_stand_as_similarities_do() -> None:
+    found, labels = near_and_far(30)
+    sure = fit_scores(found, labels).scores(found)
+    assert (sure.argsort(1) == mean_of(found).argsort(1)).all()
+    assert ((sure >= 0) & (sure <= 1)).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_scores_can_be_fitted_to_a_few_clips_without_a_mistake(count: int) -> None:
+    found = torch.eye(count)[:, None].expand(count, 3, count) * 0.5
+    fitted = fit_scores(found, list(range(count)))
+    assert all(np.isfinite(v) for v in vars(fitted).values()) and fitted.slope > 0
+    assert 0.5 < float(fitted.scores(found).amax()) < 0.99
+    assert float(fitted.scores(torch.zeros(1, 3, count)).amax()) < fitted.threshold
 
 
 def test_ties_are_broken_once() -> None:

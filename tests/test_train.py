@@ -535,7 +535,7 @@ def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def test(*_: object) -> Accuracy:
         value = next(values)
-        return Accuracy(value, 1.0, value, 3, {}, [], Fitted(0.1, 0.9, 0.2))
+        return Accuracy(value, 1.0, value, 3, {}, [], Fitted(0.1, 0.9, 9.0, -4.0, 0.2))
 
     monkeypatch.setattr(training.Trainer, "test", test)
     result = training.train(settings)
@@ -730,7 +730,8 @@ def test_video_can_be_added_to_what_was_learnt_from_poses(moves: Path, tmp_path:
     before, state = learnt.state_dict(), model.state_dict()
     added = {name.partition(".")[0] for name in state.keys() - before.keys()}
     assert added == {"video_adapters", "p2v", "v2p", "visual"}
-    assert all(".conv1." in k for k in state.keys() - before.keys() if k.startswith("visual"))
+    towers = {name.split(".")[1] for name in state.keys() - before.keys() if "visual." in name}
+    assert towers == {"conv1", "body"}
     kept = state.keys() & before.keys()
     assert any(name.startswith("pose_embedding.") for name in kept)
     for name in kept:
@@ -755,3 +756,19 @@ def test_another_stem_starts_from_nothing_and_the_rest_is_kept(moves: Path, tmp_
             torch.testing.assert_close(value, network[inside], msg=name)
         elif not name.startswith("visual.conv1."):
             torch.testing.assert_close(value, before[name], msg=name)
+
+
+def test_a_body_token_can_be_added_to_what_was_learnt_without(moves: Path, tmp_path: Path) -> None:
+    labels = LabelSet(("a", "b"), ("one way", "another"))
+    patches = {"model__class_token": "patches"}
+    learnt, _ = training.make_model(settings_of(moves, tmp_path / "run", **patches), labels)
+    source = tmp_path / "before"
+    facts = checkpoint.facts_of(learnt.config, labels, None, {}, None)
+    checkpoint.save(source, learnt.half().float().state_dict(), facts)
+    body = {"model__class_token": "body", "model__pose": True}
+    settings = settings_of(moves, tmp_path / "new", init=str(source), **body)
+    model, _ = training.make_model(settings, labels)
+    added = model.state_dict().keys() - learnt.state_dict().keys()
+    assert any(name.startswith("visual.body.") for name in added)
+    for name in model.state_dict().keys() - added:
+        torch.testing.assert_close(model.state_dict()[name], learnt.state_dict()[name], msg=name)

@@ -33,11 +33,13 @@ _SIZES: dict[str, Any] = {
     "image_mean": (0.48, 0.46, 0.41),
     "image_std": (0.27, 0.26, 0.28),
     "video_temporal": True,
+    "class_token": "patches",
     "pose_pool": "mean",
     "pose_layers": None,
     "dropout": 0.0,
     "quick_gelu": True,
     "semantic_loss": True,
+    "contrast": "batch",
     "fine_temperature": 0.1,
     "branch_loss_weight": 0.5,
 }

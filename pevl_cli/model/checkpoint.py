@@ -47,12 +47,14 @@ class Base(BaseModel):
 
 
 class Calibration(BaseModel):
-    """The temperature at which scores mean something, and from which score on one is believed."""
+    """What makes scores mean something (`sgmc.scores`), and from which on one is believed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(gt=0)
     agreement: float | None = Field(None, gt=0)  # of video, pose and words, usual of known actions
+    slope: float | None = Field(None, gt=0)  # of a label's score by itself, and its offset
+    offset: float | None = None
     threshold: float | None = Field(None, ge=0, le=1)  # below it: none of the labels
     split: str  # that it was fitted on
     clips: int

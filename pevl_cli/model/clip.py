@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pevl_cli.errors import PevlError
 from pevl_cli.model.config import ModelConfig
+from pevl_cli.skeletons import LAYOUTS
 from pevl_cli.yolo import pose_network_layers
 
 # A weights file does not say its geometry: the config does, in open_clip's name for it.
@@ -28,6 +29,9 @@ OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
 # Which layers of the pose network make patch tokens: index, channels.
 STEM_MEANS = {4: 128, 6: 128, 10: 256}
 STEM_PEAKS = {2: 64, 4: 128}
+STEM_CHANNELS = sum(STEM_MEANS.values()) + sum(STEM_PEAKS.values())
+# A hand holds things so much beyond the wrist, in forearms.
+REACH = 0.4
 
 
 class QuickGELU(nn.Module):
@@ -167,9 +171,8 @@ class PoseStem(nn.Module):
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], False)
         self.layers = pose_network_layers().requires_grad_(False)
-        channels = sum(STEM_MEANS.values()) + sum(STEM_PEAKS.values())
         self.mix = nn.Sequential(
-            nn.Conv3d(channels, width, 1, bias=False),
+            nn.Conv3d(STEM_CHANNELS, width, 1, bias=False),
             nn.BatchNorm3d(width),
             nn.GELU(),
             nn.Dropout3d(min(2 * dropout, 0.9)),
@@ -187,20 +190,75 @@ class PoseStem(nn.Module):
         self.layers.eval()  # their statistics are those of the pose network's own training
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Also the maps (N·T, C, h, w) they are made of, twice as fine where the layers are."""
         n, side = x.shape[0], x.shape[-1] // 32
         frames = rearrange(x, "n c t h w -> (n t) c h w") * self.std + self.mean
         frames = frames.contiguous(memory_format=torch.channels_last)
-        seen = []
+        maps, seen = [], []
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 frames = layer(frames)
+                size = min(2 * side, frames.shape[-1])
                 if i in STEM_MEANS:
-                    seen.append(nn.functional.adaptive_avg_pool2d(frames, side))
+                    maps.append(nn.functional.adaptive_avg_pool2d(frames, size))
+                    seen.append(nn.functional.adaptive_avg_pool2d(maps[-1], side))
                 if i in STEM_PEAKS:
-                    seen.append(nn.functional.adaptive_max_pool2d(frames, side))
+                    maps.append(nn.functional.adaptive_max_pool2d(frames, size))
+                    seen.append(nn.functional.adaptive_max_pool2d(maps[-1], side))
         out: Tensor = self.mix(rearrange(torch.cat(seen, 1), "(n t) d r c -> n d t r c", n=n))
-        return out
+        return out, maps
+
+
+class BodyToken(nn.Module):
+    """What the pictures show where the body is: maps (N·T, C, h, w) and joints (N, T, J, 3) ->
+    (N, T, d).
+
+    Every joint, and the place beyond each wrist where a ball or a racket is, looks up the stem's
+    maps; convolutions over time mix the whole body. Which few of a picture's patches tell what is
+    done need not be learnt then, for which a few hundred clips are too few
+    (benchmarks/README.md). Joints that are not seen show nothing.
+    """
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        names = LAYOUTS[config.layout].names
+        self.hands = [
+            (names.index(f"{side}_elbow"), names.index(f"{side}_wrist"))
+            for side in ("left", "right")
+        ]
+        part = width // 2
+        self.drop = nn.Dropout(dropout)
+        self.look = nn.Linear(channels, part)
+        self.norm = nn.LayerNorm(part)
+        layers: list[nn.Module] = []
+        sizes = [(len(names) + len(self.hands)) * part, 2 * width, width, width]
+        for i, kernel in enumerate((1, 3, 3)):
+            layers += [
+                nn.Conv1d(sizes[i], sizes[i + 1], kernel, padding=kernel // 2, bias=False),
+                nn.BatchNorm1d(sizes[i + 1]),
+                nn.GELU(),
+                nn.Dropout(min(2 * dropout, 0.9)),
+            ]
+        self.mix = nn.Sequential(*layers[:-2])
+
+    def forward(self, maps: Sequence[Tensor], joints: Tensor) -> Tensor:
+        n = joints.shape[0]
+        visible = joints[..., 2:].float()
+        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+        point = torch.where(visible > 0, joints[..., :2].float(), 0)
+        elbows, wrists = (list(part) for part in zip(*self.hands, strict=True))
+        hands = point[:, :, wrists] + REACH * (point[:, :, wrists] - point[:, :, elbows])
+        point = torch.cat([point, hands], 2)
+        visible = torch.cat([visible, visible[:, :, wrists] * visible[:, :, elbows]], 2)
+        grid = rearrange(2 * point - 1, "n t j xy -> (n t) j 1 xy")
+        seen = [nn.functional.grid_sample(m.float(), grid, align_corners=False) for m in maps]
+        there = rearrange(torch.cat(seen, 1), "(n t) c j 1 -> n t j c", n=n)
+        there = self.norm(self.look(self.drop(there.to(self.look.weight.dtype))))
+        parts = nn.functional.gelu(there) * visible.to(there.dtype)
+        out: Tensor = self.mix(rearrange(parts, "n t j c -> n (j c) t"))
+        return out.transpose(1, 2)
 
 
 class VisualTower(nn.Module):
@@ -209,7 +267,7 @@ class VisualTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.pooled = config.class_token == "patches"
+        self.pooled = config.class_token != "learned"
         scale = width**-0.5
         if config.stem == "patch":
             size = config.patch_size
@@ -221,6 +279,9 @@ class VisualTower(nn.Module):
             self.conv1 = Conv3dStem(width)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
+        self.body: BodyToken | None = None
+        if config.looks_at_body:
+            self.body = BodyToken(STEM_CHANNELS if config.stem == "pose" else width, config)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(
             width, config.layers, config.heads, config.quick_gelu, config.dropout
@@ -228,18 +289,26 @@ class VisualTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
-    def embed(self, frames: Tensor) -> Tensor:
-        """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first."""
+    def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
+        """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first.
+
+        ``joints`` (N, T, J, 3) are for a tower that looks at the body."""
         n = frames.shape[0]
+        maps: list[Tensor] = []
         if isinstance(self.conv1, Conv3dStem | PoseStem):
             patches = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
-            x = rearrange(patches, "n d t r c -> (n t) (r c) d")
+            if isinstance(self.conv1, PoseStem):
+                patches, maps = patches
+            patches = rearrange(patches, "n d t r c -> (n t) d r c")
         else:
             patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
-            x = patches.flatten(2).permute(0, 2, 1)
+        x = patches.flatten(2).permute(0, 2, 1)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         if self.pooled:
             first = first + x.mean(1, keepdim=True)
+        if self.body is not None and joints is not None:
+            body = self.body(maps or [patches], joints).to(x.dtype)
+            first = first + rearrange(body, "n t d -> (n t) 1 d")
         x = torch.cat([first, x], 1) + self.positional_embedding.to(x.dtype)
         assert len(x) == n * frames.shape[1]
         out: Tensor = self.ln_pre(x)

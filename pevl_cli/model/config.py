@@ -41,9 +41,10 @@ class ModelConfig(BaseModel):
     # How pixels become patch tokens: CLIP's linear map; four convolutions learnt from nothing; or
     # the package's pose network up to its head, kept as it is, and convolutions after it.
     stem: Literal["patch", "conv3d", "pose"] = "patch"
-    # What a frame's class token starts from besides what is learned: nothing (CLIP's way), or the
-    # mean of its patches. Whom to attend to takes more clips to learn than a coach has.
-    class_token: Literal["learned", "patches"] = "learned"
+    # What a frame's class token starts from besides what is learned: nothing (CLIP's way), the mean
+    # of its patches, or that and what is to be seen at the joints. Where to look takes more clips
+    # to learn than a coach has.
+    class_token: Literal["learned", "patches", "body"] = "learned"
     frozen_base: bool = True  # CLIP's own weights stay as they are
     # inputs
     video_frames: int = 16
@@ -73,6 +74,8 @@ class ModelConfig(BaseModel):
     refinement_weight: float = 0.1  # λ_R
     similarities: tuple[Similarity, ...] = ("vs", "ps", "fw")
     semantic_loss: bool = True
+    # What a clip is told apart from in training: the labels of its batch (the paper's), or all.
+    contrast: Literal["batch", "labels"] = "batch"
     fine_temperature: float = 0.01
     branch_loss_weight: float = 0.0  # weight of each similarity's own contrastive loss
     dropout: float = 0.0
@@ -118,6 +121,11 @@ class ModelConfig(BaseModel):
         return tuple(s for s in self.similarities if needs[s])
 
     @property
+    def looks_at_body(self) -> bool:
+        """Whether the video's class tokens start from what is to be seen at the joints."""
+        return self.class_token == "body" and self.video and self.pose
+
+    @property
     def used_pose_layers(self) -> int:
         return self.layers if self.pose_layers is None else self.pose_layers
 
@@ -161,7 +169,7 @@ CONFIGS = {
         vocab_size=8192,
         tokenizer="words",
         stem="pose",
-        class_token="patches",
+        class_token="body",
         crop="follow",
         quick_gelu=False,
         frozen_base=False,
@@ -169,6 +177,7 @@ CONFIGS = {
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.
         semantic_loss=False,
+        contrast="labels",
         fine_temperature=0.1,
         dropout=0.1,
         branch_loss_weight=0.5,

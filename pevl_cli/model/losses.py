@@ -37,6 +37,26 @@ def semantic_guided_loss(
     return (forward + backward) / 2
 
 
+def label_contrast_loss(
+    similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """Contrast clips with the texts of all labels, whether the batch shows them or not.
+
+    similarity (N, C) clip × label, text_similarity (C, C) cosines of the labels' texts, labels
+    (N,) into C -> scalar.
+
+    Source: PeVL Eq. (5) and (6). Differs: from clips to texts the negatives are all other labels,
+    not those of the batch only: sixteen clips show a third of forty labels. From texts to clips
+    there are no others than the batch's, as printed.
+    """
+    own = F.one_hot(labels, similarity.shape[1]).bool()
+    forward = _kl(similarity / temperature, strength(text_similarity[labels], own), own)
+    same = labels[:, None] == labels[None]
+    weights = strength(text_similarity[labels][:, labels], same)
+    backward = _kl(similarity[:, labels].T / temperature, weights, same)
+    return (forward + backward) / 2
+
+
 def strength(text_similarity: Tensor, positive: Tensor) -> Tensor:
     """Weight of each term in Eq. (5)'s denominator: 1 for positives, n·s_ij for negatives.
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
 from pevl_cli.model.config import HEATMAP_PX, ModelConfig, Similarity
-from pevl_cli.model.losses import nt_xent, semantic_guided_loss
+from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
 from pevl_cli.model.sgmc import fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
@@ -360,14 +360,16 @@ class PeVL(nn.Module):
             return None, pose, None
         there = None if has_video is None else has_video.nonzero()[:, 0]
         all_bodies = body
+        indexed = None if joints is None else joints[:, 1::3]  # the joints of the video's frames
         if there is not None:
             frames, body = frames[there], None if body is None else body[there]
+            indexed = None if indexed is None else indexed[there]
         n, t = frames.shape[:2]
         if not n:
             assert has_video is not None
             shape = len(has_video), t, 1 + config.grid**2, config.width
             return self.visual.proj.new_zeros(shape), pose, all_bodies
-        x = self.visual.embed(self._normalise(frames))
+        x = self.visual.embed(self._normalise(frames), indexed)
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
         ):
@@ -524,12 +526,14 @@ class PeVL(nn.Module):
         similar = texts.sentences @ texts.sentences.T
         if not config.semantic_loss:
             similar = torch.zeros_like(similar)  # all texts equally far: vanilla contrast
-        similar = similar.float()[labels][:, labels].detach()
+        similar = similar.float().detach()
         temperature = self.temperature
 
         def contrast(matrix: Tensor, use: Tensor) -> Tensor:
             own = labels[use]
-            near = similar[use][:, use]
+            if config.contrast == "labels":
+                return label_contrast_loss(matrix[use], similar, own, temperature)
+            near = similar[own][:, own]
             return semantic_guided_loss(matrix[use][:, own], near, own, temperature)
 
         total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))

@@ -63,12 +63,23 @@ def agreement(matches: Tensor, temperature: float) -> Tensor:
     return parts.exp().sum(1).nan_to_num(1)
 
 
-def scores(matches: Tensor, temperature: float, usual: float | None = None) -> Tensor:
+def scores(
+    matches: Tensor,
+    temperature: float,
+    usual: float | None = None,
+    likely: tuple[float, float] | None = None,
+) -> Tensor:
     """How sure each label is: (N, B, C) -> (N, C) in [0, 1], float64; they order labels as S does.
 
-    softmax(S/τ), so much less as the similarities agree less than is ``usual`` of known actions.
+    With ``likely`` = (slope, offset), σ(slope·S + offset): each label by itself, so that none is
+    sure where all are far. Without, softmax(S/τ). Either is so much less as the similarities agree
+    less than is ``usual`` of known actions.
     """
-    chosen = (mean_of(matches).double() / temperature).softmax(1)
+    mean = mean_of(matches).double()
+    if likely is None:
+        chosen = (mean / temperature).softmax(1)
+    else:
+        chosen = (likely[0] * mean + likely[1]).sigmoid()
     if usual is None:
         return chosen
     return chosen * (agreement(matches, temperature) / usual).clamp(max=1)[:, None]
