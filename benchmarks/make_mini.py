@@ -5,7 +5,8 @@ poses only.
       --pose-weights yolo11n-pose.pt pevl-pose
     python benchmarks/make_mini.py start pevl-mini --to DIR/start
     pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt ...
-    python benchmarks/make_mini.py ship CLIPS RUN/best --to pevl_cli/data/checkpoints/pevl-mini
+    python benchmarks/make_mini.py ship CLIPS RUN/best RUN/last --made DIR \\
+      --to pevl_cli/data/checkpoints/pevl-mini
 
 (the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
 for each detector, so that the model learns, and is chosen by, the joints of both. Only train and
@@ -18,16 +19,22 @@ import argparse
 import csv
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 from pevl_cli import extract
 from pevl_cli.cache import write_aside
+from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.datasets.pyskl import read_pyskl
+from pevl_cli.evaluate import encode_labels, matches
+from pevl_cli.metrics import fit_scores
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose import find_weights
+from pevl_cli.recorded import read_recorded
 
 FIELD = "field"
 PICKLES = "poses/jhmdb14_split1_train.pkl", "poses/tennis4_train.pkl"
@@ -47,9 +54,10 @@ def main() -> None:
     started.add_argument("checkpoint")
     started.add_argument("--to", type=Path, required=True)
     started.set_defaults(do=start)
-    shipped = steps.add_parser("ship", help="a checkpoint into the package")
+    shipped = steps.add_parser("ship", help="checkpoints of a run, averaged, into the package")
     shipped.add_argument("data", type=Path)
-    shipped.add_argument("checkpoint", type=Path)
+    shipped.add_argument("checkpoints", type=Path, nargs="+")
+    shipped.add_argument("--made", type=Path, required=True, help="what `data` made")
     shipped.add_argument("--to", type=Path, required=True)
     shipped.set_defaults(do=ship)
     arguments = parser.parse_args()
@@ -104,8 +112,26 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """With the names of the sets it was made from, by which `pevl benchmark` knows them again."""
-    facts = checkpoint.read_facts(arguments.checkpoint)
+    """The mean of some checkpoints of one run, with scores fitted anew, and with the names of the
+    sets it was made from, by which `pevl benchmark` knows them again."""
+    loaded = [checkpoint.load(folder) for folder in arguments.checkpoints]
+    states = [model.state_dict() for model, _ in loaded]
+    model, facts = loaded[0]
+    model.load_state_dict(
+        {
+            name: torch.stack([s[name] for s in states]).mean(0)
+            if value.is_floating_point()
+            else value
+            for name, value in states[0].items()
+        }
+    )
+    labels = facts.label_set
+    val = read_manifest(arguments.made / "clips.csv").of("val")
+    poses = read_recorded(arguments.made / "poses", None)
+    clips = Clips(val, labels.names, facts.model, None, poses=poses)
+    texts, both_ways = encode_labels(model, labels), facts.model.both_ways
+    found = matches(model, [clips[i] for i in range(len(clips))], texts, both_ways=both_ways)
+    fitted = asdict(fit_scores(found, clips.labels))
     sets = [read_manifest(arguments.data / FIELD)]
     sets += [read_pyskl(arguments.data / name, None, None) for name in PICKLES]
     began = facts.training["init"]
@@ -113,8 +139,9 @@ def ship(arguments: argparse.Namespace) -> None:
         "data": [manifest.title for manifest in sets],
         "init": None if began is None else Path(began).name,
     }
-    stored = facts.model_copy(update={"training": training})
-    checkpoint.save(arguments.to, checkpoint.load(arguments.checkpoint)[0].state_dict(), stored)
+    calibration = checkpoint.Calibration(**fitted, split="val", clips=len(clips))
+    stored = facts.model_copy(update={"training": training, "calibration": calibration})
+    checkpoint.save(arguments.to, model.state_dict(), stored)
 
 
 def _row(item: Item) -> tuple[str, str, str, str]:

@@ -24,6 +24,8 @@ from pevl_cli.train import train
 STILL = {"augment.turn_deg": 0.0, "augment.scale": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "as shipped": {},
+    "class tokens without the joints": {"model.class_token": "patches"},
+    "contrast within the batch": {"model.contrast": "batch"},
     "with the temporal adapter": {"model.video_temporal": True},
     "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSES_ALONE.items()},
     "without turning and scaling": STILL,

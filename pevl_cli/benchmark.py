@@ -36,7 +36,6 @@ from pevl_cli.metrics import (
     reliability,
 )
 from pevl_cli.model import checkpoint
-from pevl_cli.model.pevl import Texts
 from pevl_cli.model.sgmc import mean_of, scores
 from pevl_cli.recognise import Recogniser
 from pevl_cli.recorded import RecordedPoses, read_recorded
@@ -146,13 +145,13 @@ def benchmark(
     items = [i for i in listed if i.there or (poses is not None and poses.find(i.name))]
     place = {name: labels.find(name) or 0 for name in {item.label for item in items}}
     same = [replace(item, label=labels.names[place[item.label]]) for item in items]
-    texts = recogniser.encode(labels)
+    recogniser.encode(labels)  # once, before the clips
     given = _Given(same, labels, poses, views, batch, workers or min(os.cpu_count() or 1, 8))
     found: list[Tensor | str]
     if processes > 1 and len(items) > 1:
         found = _shared(recogniser, given, processes, listener)
     else:
-        found = list(_measured(recogniser, texts, given, listener))
+        found = list(_measured(recogniser, labels, given, listener))
     rows = [row for row in found if isinstance(row, Tensor)]
     left_out = [
         LeftOut(item, row) for item, row in zip(items, found, strict=True) if isinstance(row, str)
@@ -195,7 +194,7 @@ def benchmark(
         incomplete=manifest.incomplete(readable, SPLITS if split == "all" else (split,)),
         views=views,
         cost=cost_of(config, labels),
-        speed=_speed(recogniser, texts, replace(given, items=measured)) if timed else None,
+        speed=_speed(recogniser, labels, replace(given, items=measured)) if timed else None,
         made={
             "pevl": __version__,
             "torch": torch.__version__,
@@ -255,7 +254,7 @@ class _Given:
 
 
 def _measured(
-    recogniser: Recogniser, texts: Texts, given: _Given, listener: Listener
+    recogniser: Recogniser, labels: LabelSet, given: _Given, listener: Listener
 ) -> Iterator[Tensor | str]:
     """For each clip its matches (B, C), or why it cannot be read."""
     clips = Clips(
@@ -270,7 +269,7 @@ def _measured(
     done = 0
     while group := list(islice(samples, given.batch)):
         there = [s for s in group if isinstance(s, Sample)]
-        rows = iter(_forward(recogniser, there, texts, given.views, given.batch) if there else ())
+        rows = iter(_forward(recogniser, there, labels, given.views, given.batch) if there else ())
         for sample in group:
             done += 1
             listener(done, len(given.items))
@@ -301,12 +300,12 @@ def _read(clips: Clips, workers: int, ahead: int) -> Iterator[Sample | str]:
 
 
 def _forward(
-    recogniser: Recogniser, samples: list[Sample], texts: Texts, views: int, batch: int
+    recogniser: Recogniser, samples: list[Sample], labels: LabelSet, views: int, batch: int
 ) -> Tensor:
     """Matches (N, B, C); with fewer clips at a time where the memory is too small for all."""
     while True:
         try:
-            return recogniser.matches(samples, texts, views, batch)
+            return recogniser.matches(samples, labels, views, batch)
         except RuntimeError as error:
             full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             if not full:
@@ -319,7 +318,7 @@ def _forward(
 
 
 # Of a process that shares the work; or why it cannot.
-_own: tuple[Recogniser, Texts, RecordedPoses | None] | PevlError
+_own: tuple[Recogniser, LabelSet, RecordedPoses | None] | PevlError
 
 
 def _begin(
@@ -339,7 +338,8 @@ def _begin(
     try:
         recogniser = recognise.load(**{**loaded_by, "device": device})
         recorded = None if poses is None else read_recorded(*poses)
-        _own = recogniser, recogniser.encode(labels), recorded
+        recogniser.encode(labels)
+        _own = recogniser, labels, recorded
     except (PevlError, RuntimeError) as error:  # a GPU without memory is the latter
         _own = PevlError(f"process {number + 1} of {of}: {str(error).splitlines()[0]}")
 
@@ -347,8 +347,10 @@ def _begin(
 def _share(given: _Given) -> list[Tensor | str]:
     if isinstance(_own, PevlError):
         raise _own
-    recogniser, texts, poses = _own
-    return list(_measured(recogniser, texts, replace(given, poses=poses), lambda done, total: None))
+    recogniser, labels, poses = _own
+    return list(
+        _measured(recogniser, labels, replace(given, poses=poses), lambda done, total: None)
+    )
 
 
 def _shared(
@@ -414,7 +416,7 @@ def _results(
     return out
 
 
-def _speed(recogniser: Recogniser, texts: Texts, given: _Given) -> Speed:
+def _speed(recogniser: Recogniser, labels: LabelSet, given: _Given) -> Speed:
     """Time the stages on the first clips, each alone; their poses are found anew."""
     config, detector = recogniser.model.config, recogniser.detector
     cuda = recogniser.device.startswith("cuda")
@@ -442,7 +444,7 @@ def _speed(recogniser: Recogniser, texts: Texts, given: _Given) -> Speed:
         else:
             sample = clips[i]
         began = time.perf_counter()
-        recogniser.matches([sample], texts, given.views)  # its result is on the CPU
+        recogniser.matches([sample], labels, given.views)  # its result is on the CPU
         stages["model"].append(time.perf_counter() - began)
     # The first of each loads weights and kernels.
     mean = {k: float(np.mean(v[1:] or v)) for k, v in stages.items() if v}

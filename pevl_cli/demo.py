@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 640, 480
 FPS = 20
 SECONDS = 2.8
 JACK_S = 1.1  # of one jump, there and back
-BODY_PX = 270.0  # from sole to crown
+BODY_PX = 210.0  # from sole to crown: as far away as those whom `pevl-mini` saw jump
 FINE = 2  # drawn so many times as large, then shrunk
 SKIN, SHIRT, SHORTS, SHOES, HAIR = (
     (214, 168, 140),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -31,24 +32,27 @@ def matches(
     views: int = 1,
     batch: int = 16,
     looked: bool = False,
+    both_ways: bool = False,
 ) -> Tensor:
     """The B similarities of each sample with each label, averaged over its views: (clips, B, C),
     on the CPU; NaN where one has nothing to go by.
 
     ``looked`` says that somebody was looked for. Where nobody was found, then, all labels are alike
-    to those similarities that rest on a body, which makes the scores low.
+    to those similarities that rest on a body, which makes the scores low. ``both_ways``: each view
+    is looked at as it is and mirrored.
     """
     device = model.logit_scale.device
     rows = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         total = None
-        for place in range(views):
-            together = collate([view(s, model.config, place) for s in part]).to(device)
+        looks = list(product(range(views), (False, True) if both_ways else (False,)))
+        for look in looks:
+            together = collate([view(s, model.config, *look) for s in part]).to(device)
             one = model.matches(together, texts)
             total = one if total is None else total + one
         assert total is not None
-        found = (total / views).float().cpu()
+        found = (total / len(looks)).float().cpu()
         if looked:
             nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
             found = torch.where(nobody & found.isnan(), 0.0, found)

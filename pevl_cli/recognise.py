@@ -118,9 +118,9 @@ class Recogniser:
         checkpoint's own. ``views=3`` averages three cut-outs. PevlError says why when it cannot.
         """
         label_set = self._label_set(labels)
-        texts = self.encode(label_set)
+        self.encode(label_set)  # what is wrong with labels is told before a video is decoded
         sample = self.read(video, start_s, end_s)
-        found = self.matches([sample], texts, views)
+        found = self.matches([sample], label_set, views)
         similarity, sure = mean_of(found)[0], self.scores(found)[0]
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
@@ -136,10 +136,13 @@ class Recogniser:
         )
 
     def matches(
-        self, samples: Sequence[Sample], texts: Texts, views: int = 1, batch: int = 16
+        self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
     ) -> Tensor:
-        """The similarities of samples with encoded labels, (N, B, C)."""
-        return matches(self.model, samples, texts, views, batch, self.detector is not None)
+        """The similarities of samples with labels, (N, B, C)."""
+        both_ways = self.model.config.both_ways and not labels.names_a_side
+        looked = self.detector is not None
+        texts = self.encode(labels)
+        return matches(self.model, samples, texts, views, batch, looked, both_ways)
 
     def scores(self, found: Tensor) -> Tensor:
         """How sure each label is, (N, B, C) -> (N, C): `model.sgmc.scores`, as fitted."""

@@ -788,6 +788,7 @@ class Trainer:
         count = -(-len(clips) // world)
         own = [min(rank + i * world, len(clips) - 1) for i in range(count)]
         kinds = len(model.config.used_similarities)
+        both_ways = model.config.both_ways and not self.labels.names_a_side
         found = torch.full((count, kinds, len(self.labels)), torch.nan)
         for first in range(0, count, 16):
             samples: dict[int, Sample] = {}
@@ -796,7 +797,7 @@ class Trainer:
                     samples[place] = clips[own[place]]
             if samples:
                 with self._as_trained():
-                    part = matches(model, list(samples.values()), texts)
+                    part = matches(model, list(samples.values()), texts, both_ways=both_ways)
                 found[list(samples)] = part
         if world > 1:
             together = fabric.all_gather(found.to(fabric.device))

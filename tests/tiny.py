@@ -34,6 +34,7 @@ _SIZES: dict[str, Any] = {
     "image_std": (0.27, 0.26, 0.28),
     "video_temporal": True,
     "class_token": "patches",
+    "both_ways": False,
     "pose_pool": "mean",
     "pose_layers": None,
     "dropout": 0.0,

@@ -58,6 +58,7 @@ class ModelConfig(BaseModel):
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor and widened to hold all of him or her; "actor": the actor's box with a margin.
     crop: Literal["full", "follow", "actor"] = "full"
+    both_ways: bool = False  # a clip is judged as it is and mirrored, unless labels name a side
     # parts
     video: bool = True
     pose: bool = True
@@ -171,6 +172,7 @@ CONFIGS = {
         stem="pose",
         class_token="body",
         crop="follow",
+        both_ways=True,
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",
