@@ -19,10 +19,12 @@ import argparse
 import csv
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pevl_cli import extract
 from pevl_cli.cache import write_aside
@@ -115,16 +117,8 @@ def ship(arguments: argparse.Namespace) -> None:
     """The mean of some checkpoints of one run, with scores fitted anew, and with the names of the
     sets it was made from, by which `pevl benchmark` knows them again."""
     loaded = [checkpoint.load(folder) for folder in arguments.checkpoints]
-    states = [model.state_dict() for model, _ in loaded]
     model, facts = loaded[0]
-    model.load_state_dict(
-        {
-            name: torch.stack([s[name] for s in states]).mean(0)
-            if value.is_floating_point()
-            else value
-            for name, value in states[0].items()
-        }
-    )
+    model.load_state_dict(averaged([one.state_dict() for one, _ in loaded]))
     labels = facts.label_set
     val = read_manifest(arguments.made / "clips.csv").of("val")
     poses = read_recorded(arguments.made / "poses", None)
@@ -142,6 +136,14 @@ def ship(arguments: argparse.Namespace) -> None:
     calibration = checkpoint.Calibration(**fitted, split="val", clips=len(clips))
     stored = facts.model_copy(update={"training": training, "calibration": calibration})
     checkpoint.save(arguments.to, model.state_dict(), stored)
+
+
+def averaged(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each weight; what counts (batches, say) stays the first one's."""
+    return {
+        name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
 
 
 def _row(item: Item) -> tuple[str, str, str, str]:
