@@ -216,8 +216,8 @@ class BodyToken(nn.Module):
 
     Every joint, and the place beyond each wrist where a ball or a racket is, looks up the stem's
     maps; convolutions over time mix the whole body. Which few of a picture's patches tell what is
-    done need not be learnt then, for which a few hundred clips are too few
-    (benchmarks/README.md). Joints that are not seen show nothing.
+    done need not be learnt then, for which a few hundred clips are too few. Joints that are not
+    seen show nothing.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
