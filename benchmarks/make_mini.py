@@ -31,7 +31,7 @@ from pevl_cli.cache import write_aside
 from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.datasets.pyskl import read_pyskl
-from pevl_cli.evaluate import encode_labels, matches
+from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
 from pevl_cli.metrics import fit_scores
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import PeVL
@@ -123,7 +123,7 @@ def ship(arguments: argparse.Namespace) -> None:
     val = read_manifest(arguments.made / "clips.csv").of("val")
     poses = read_recorded(arguments.made / "poses", None)
     clips = Clips(val, labels.names, facts.model, None, poses=poses)
-    texts, both_ways = encode_labels(model, labels), facts.model.both_ways
+    texts, both_ways = encode_labels(model, labels), looks_both_ways(model, labels)
     found = matches(model, [clips[i] for i in range(len(clips))], texts, both_ways=both_ways)
     fitted = asdict(fit_scores(found, clips.labels))
     sets = [read_manifest(arguments.data / FIELD)]

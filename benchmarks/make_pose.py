@@ -360,7 +360,7 @@ def train(arguments: argparse.Namespace) -> None:
     if not start.exists():
         _learn(arguments, "apart", Apart, ARCHITECTURE, arguments.epochs_apart, lr0=3e-3)
         _keep(arguments.out / "apart", start, arguments.image_size)
-    _learn(arguments, "run", Staged, str(start), arguments.epochs, lr0=1.5e-3)
+    _learn(arguments, "run", Staged, str(start), arguments.epochs, arguments.learning_rate)
 
 
 def _learn(
@@ -419,10 +419,10 @@ def _learn(
         translate=0.1,
         scale=0.35,
         fliplr=0.5,
-        hsv_h=0.03,
-        hsv_s=0.7,
-        hsv_v=0.5,
-        mosaic=0.1,
+        hsv_h=0.1,  # far: the teacher tells what it sees, whatever the picture
+        hsv_s=0.9,
+        hsv_v=0.6,
+        mosaic=0.3,
         pose=20.0,  # joints are harder than boxes ...
         kobj=2.0,  # ... and so is which of them are out of the picture
         close_mosaic=max(epochs // 6, 1),
@@ -465,6 +465,7 @@ def main() -> None:
     trained.add_argument("--teacher", type=Path, required=True)
     trained.add_argument("--epochs-apart", type=int, default=9)
     trained.add_argument("--epochs", type=int, default=10)
+    trained.add_argument("--learning-rate", type=float, default=1.5e-3, help="of all together")
     trained.add_argument("--start", type=Path, help="weights to go on from, instead of apart")
     trained.add_argument("--batch", type=int, default=32)
     trained.add_argument("--image-size", type=int, default=TRAINED_PX)

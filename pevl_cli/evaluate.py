@@ -24,6 +24,11 @@ def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
     return replace(texts, label=torch.tensor(owner, device=texts.sentences.device))
 
 
+def looks_both_ways(model: PeVL, labels: LabelSet) -> bool:
+    """Whether clips are judged mirrored, too: not where a label says left or right."""
+    return model.config.both_ways and not labels.names_a_side
+
+
 @torch.inference_mode()
 def matches(
     model: PeVL,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import encode_labels, matches
+from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.model import checkpoint
@@ -139,7 +139,7 @@ class Recogniser:
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
     ) -> Tensor:
         """The similarities of samples with labels, (N, B, C)."""
-        both_ways = self.model.config.both_ways and not labels.names_a_side
+        both_ways = looks_both_ways(self.model, labels)
         looked = self.detector is not None
         texts = self.encode(labels)
         return matches(self.model, samples, texts, views, batch, looked, both_ways)

@@ -45,7 +45,7 @@ from pevl_cli.clips import (
 )
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import encode_labels, matches
+from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy, Fitted, accuracy
@@ -788,7 +788,7 @@ class Trainer:
         count = -(-len(clips) // world)
         own = [min(rank + i * world, len(clips) - 1) for i in range(count)]
         kinds = len(model.config.used_similarities)
-        both_ways = model.config.both_ways and not self.labels.names_a_side
+        both_ways = looks_both_ways(model, self.labels)
         found = torch.full((count, kinds, len(self.labels)), torch.nan)
         for first in range(0, count, 16):
             samples: dict[int, Sample] = {}
