@@ -31,7 +31,7 @@ from pevl_cli.cache import write_aside
 from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.datasets.pyskl import read_pyskl
-from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
+from pevl_cli.evaluate import encode_labels, looks_both_ways, matches, prototypes
 from pevl_cli.metrics import fit_scores
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import PeVL
@@ -120,12 +120,18 @@ def ship(arguments: argparse.Namespace) -> None:
     model, facts = loaded[0]
     model.load_state_dict(averaged([one.state_dict() for one, _ in loaded]))
     labels = facts.label_set
-    val = read_manifest(arguments.made / "clips.csv").of("val")
+    listed = read_manifest(arguments.made / "clips.csv")
     poses = read_recorded(arguments.made / "poses", None)
-    clips = Clips(val, labels.names, facts.model, None, poses=poses)
+    shown, clips = (
+        Clips(listed.of(split), labels.names, facts.model, None, poses=poses)
+        for split in ("train", "val")
+    )
+    examples = shown.examples(len(shown), facts.training["seed"])
+    model.prototypes = prototypes(model, examples, len(labels))
     texts, both_ways = encode_labels(model, labels), looks_both_ways(model, labels)
     found = matches(model, [clips[i] for i in range(len(clips))], texts, both_ways=both_ways)
-    fitted = asdict(fit_scores(found, clips.labels))
+    familiar = found.familiar(model.prototypes)
+    fitted = asdict(fit_scores(found.similarities, clips.labels, familiar))
     sets = [read_manifest(arguments.data / FIELD)]
     sets += [read_pyskl(arguments.data / name, None, None) for name in PICKLES]
     began = facts.training["init"]

@@ -83,7 +83,7 @@ def main() -> None:
             actor = detector.actor(clip, use_cache=False)
             now = clock(f"{name}: pose", now)
             sample = make_sample(clip, actor, model.config)
-            reference[precision] = mean_of(recogniser.matches([sample], labels))
+            reference[precision] = mean_of(recogniser.matches([sample], labels).similarities)
             clock(f"{name}: model", now)
             clock(f"{name}: all", begun)
         begun = time.perf_counter()

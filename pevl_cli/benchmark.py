@@ -36,7 +36,7 @@ from pevl_cli.metrics import (
     reliability,
 )
 from pevl_cli.model import checkpoint
-from pevl_cli.model.sgmc import mean_of, scores
+from pevl_cli.model.sgmc import Matches, mean_of, scores
 from pevl_cli.recognise import Recogniser
 from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, make_sample
@@ -147,12 +147,12 @@ def benchmark(
     same = [replace(item, label=labels.names[place[item.label]]) for item in items]
     recogniser.encode(labels)  # once, before the clips
     given = _Given(same, labels, poses, views, batch, workers or min(os.cpu_count() or 1, 8))
-    found: list[Tensor | str]
+    found: list[Matches | str]
     if processes > 1 and len(items) > 1:
         found = _shared(recogniser, given, processes, listener)
     else:
         found = list(_measured(recogniser, labels, given, listener))
-    rows = [row for row in found if isinstance(row, Tensor)]
+    rows = [row for row in found if isinstance(row, Matches)]
     left_out = [
         LeftOut(item, row) for item, row in zip(items, found, strict=True) if isinstance(row, str)
     ]
@@ -162,15 +162,16 @@ def benchmark(
             f"{manifest.source}: none of the {len(listed)} clips of split '{split}' can be read"
             f"{why}"
         )
-    readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Tensor)]
-    measured = [i for i, row in zip(same, found, strict=True) if isinstance(row, Tensor)]
-    matches = torch.stack(rows)
+    readable = [item for item, row in zip(items, found, strict=True) if isinstance(row, Matches)]
+    measured = [i for i, row in zip(same, found, strict=True) if isinstance(row, Matches)]
+    joined = Matches.joined(rows)
+    matches = joined.similarities
     if matches.isinf().any():
         raise PevlError(f"{checkpoint_name}: gives answers that are no numbers; it is damaged.")
     true = [place[item.label] for item in readable]
     groups = [item.group for item in readable]
     names = clip_names(manifest.items)
-    sure = recogniser.scores(matches)
+    sure = recogniser.scores(joined, labels)
     shown = [names[id(i)] for i in readable]
     clips = _results(matches, sure, true, readable, shown, labels)
     facts = checkpoint.read_facts(checkpoint.find(checkpoint_name))
@@ -255,8 +256,8 @@ class _Given:
 
 def _measured(
     recogniser: Recogniser, labels: LabelSet, given: _Given, listener: Listener
-) -> Iterator[Tensor | str]:
-    """For each clip its matches (B, C), or why it cannot be read."""
+) -> Iterator[Matches | str]:
+    """For each clip its matches, or why it cannot be read."""
     clips = Clips(
         given.items,
         given.labels.names,
@@ -301,11 +302,11 @@ def _read(clips: Clips, workers: int, ahead: int) -> Iterator[Sample | str]:
 
 def _forward(
     recogniser: Recogniser, samples: list[Sample], labels: LabelSet, views: int, batch: int
-) -> Tensor:
-    """Matches (N, B, C); with fewer clips at a time where the memory is too small for all."""
+) -> list[Matches]:
+    """The matches of each; with fewer clips at a time where the memory is too small for all."""
     while True:
         try:
-            return recogniser.matches(samples, labels, views, batch)
+            return recogniser.matches(samples, labels, views, batch).each()
         except RuntimeError as error:
             full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             if not full:
@@ -344,7 +345,7 @@ def _begin(
         _own = PevlError(f"process {number + 1} of {of}: {str(error).splitlines()[0]}")
 
 
-def _share(given: _Given) -> list[Tensor | str]:
+def _share(given: _Given) -> list[Matches | str]:
     if isinstance(_own, PevlError):
         raise _own
     recogniser, labels, poses = _own
@@ -355,7 +356,7 @@ def _share(given: _Given) -> list[Tensor | str]:
 
 def _shared(
     recogniser: Recogniser, given: _Given, processes: int, listener: Listener
-) -> list[Tensor | str]:
+) -> list[Matches | str]:
     """As `_measured`, by several processes with a model each."""
     context = multiprocessing.get_context("spawn")
     numbers = context.Manager().Queue()
@@ -368,7 +369,7 @@ def _shared(
         _Given(given.items[i : i + size], given.labels, None, given.views, given.batch, 1)
         for i in range(0, len(given.items), size)
     ]
-    found: list[Tensor | str] = []
+    found: list[Matches | str] = []
     pool = ProcessPoolExecutor(
         processes,
         mp_context=context,

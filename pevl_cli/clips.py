@@ -199,12 +199,22 @@ class Clips(Dataset[Sample]):
 
     def few(self, shots: int, seed: int) -> None:
         """Keep ``shots`` clips of each class, drawn by ``seed``."""
+        self.keep(self._drawn(range(len(self)), shots, seed))
+
+    def examples(self, each: int, seed: int) -> Iterator[tuple[int, Sample]]:
+        """Up to ``each`` clips with video of every class, drawn by ``seed``, with their labels."""
+        filmed = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
+        for i in self._drawn(filmed, each, seed):
+            with suppress(PevlError, OSError):  # no longer readable: left out
+                yield self.labels[i], self[i]
+
+    def _drawn(self, among: Sequence[int], each: int, seed: int) -> list[int]:
         chosen: list[int] = []
-        for label in sorted(set(self.labels)):
-            own = [i for i, c in enumerate(self.labels) if c == label]
+        for label in sorted({self.labels[i] for i in among}):
+            own = [i for i in among if self.labels[i] == label]
             order = np.random.default_rng([seed, label]).permutation(len(own))
-            chosen += [own[k] for k in order[:shots]]
-        self.keep(sorted(chosen))
+            chosen += [own[k] for k in order[:each]]
+        return sorted(chosen)
 
 
 def _load(entry: Path, path: Path) -> Sample:

@@ -1,16 +1,17 @@
-"""How a model matches many clips with a label set."""
+"""How a model matches many clips with a label set, and what clips of a label look like to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 
 import torch
 from torch import Tensor
 
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.pevl import PeVL, Texts
+from pevl_cli.model.sgmc import Matches
 from pevl_cli.samples import Sample, collate, view
 
 
@@ -38,9 +39,8 @@ def matches(
     batch: int = 16,
     looked: bool = False,
     both_ways: bool = False,
-) -> Tensor:
-    """The B similarities of each sample with each label, averaged over its views: (clips, B, C),
-    on the CPU; NaN where one has nothing to go by.
+) -> Matches:
+    """How each sample matches each label, averaged over its views, on the CPU.
 
     ``looked`` says that somebody was looked for. Where nobody was found, then, all labels are alike
     to those similarities that rest on a body, which makes the scores low. ``both_ways``: each view
@@ -50,16 +50,36 @@ def matches(
     rows = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        total = None
         looks = list(product(range(views), (False, True) if both_ways else (False,)))
-        for look in looks:
-            together = collate([view(s, model.config, *look) for s in part]).to(device)
-            one = model.matches(together, texts)
-            total = one if total is None else total + one
-        assert total is not None
-        found = (total / len(looks)).float().cpu()
+        each = [
+            model.matches(collate([view(s, model.config, *look) for s in part]).to(device), texts)
+            for look in looks
+        ]
+        found = torch.stack([one.similarities for one in each]).mean(0).float().cpu()
         if looked:
             nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
             found = torch.where(nobody & found.isnan(), 0.0, found)
-        rows.append(found)
-    return torch.cat(rows)
+        videos = [one.video for one in each if one.video is not None]
+        rows.append(Matches(found, torch.stack(videos).mean(0).cpu() if videos else None))
+    return Matches.joined(rows)
+
+
+@torch.inference_mode()
+def prototypes(
+    model: PeVL, samples: Iterable[tuple[int, Sample]], labels: int, batch: int = 16
+) -> Tensor | None:
+    """The mean V of each label's samples, (labels, e), unit length, on the CPU; NaN of a label
+    without a video among them. None for a model that sees none."""
+    if not model.config.video:
+        return None
+    total = torch.zeros(labels, model.config.embed_dim)
+    todo = iter(samples)
+    while part := list(islice(todo, batch)):
+        together = collate([view(sample, model.config) for _, sample in part])
+        features = model.encode(together.to(model.logit_scale.device))
+        assert features.video is not None
+        video = features.video.float().cpu()
+        if together.has_video is not None:
+            video = video * together.has_video[:, None]
+        total.index_add_(0, torch.tensor([label for label, _ in part]), video)
+    return total / total.norm(dim=1, keepdim=True)

@@ -19,7 +19,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
-from pevl_cli.model.sgmc import agreement, mean_of, scores
+from pevl_cli.model.sgmc import agreement, mean_of, nearest, scores
 
 TOP = 5  # answers that are looked at
 LEVEL = 0.95  # of intervals
@@ -41,10 +41,12 @@ class Fitted:
     slope: float  # of S, and ...
     offset: float  # ... where a label is as likely as not
     threshold: float  # of the first score: what is below shows none of the labels, or is unclear
+    familiarity: tuple[float, float] | None = None  # slope of `nearest`, and what is usual
 
-    def scores(self, matches: Tensor) -> Tensor:
-        """(N, B, C) -> (N, C)"""
-        return scores(matches, self.temperature, self.agreement, (self.slope, self.offset))
+    def scores(self, matches: Tensor, familiar: Tensor | None = None) -> Tensor:
+        """(N, B, C) and (N, C) -> (N, C)"""
+        likely = self.slope, self.offset
+        return scores(matches, self.temperature, self.agreement, likely, familiar, self.familiarity)
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,17 @@ def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
 # -- how much scores mean ---------------------------------------------------------------------
 
 
-def fit_scores(matches: Tensor, labels: Sequence[int]) -> Fitted:
+def fit_scores(matches: Tensor, labels: Sequence[int], familiar: Tensor | None = None) -> Fitted:
     """The τ for which softmax(S/τ) is the likeliest to have given the right labels, the agreement
-    that most of these clips have, the slope and offset for which scores tell best whether the
+    that most of these clips have, the slopes and offset for which scores tell best whether the
     first answer is right, and the score that all but a few of these answers reach.
 
     What clips of other actions look like is learnt from the same clips, each without its own label
-    among the others.
+    among the others. ``familiar`` (N, C): `Matches.familiar`.
 
     Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; Platt 1999, whose
-    targets a little below 1 keep a few clips without a mistake from making it sure of all.
+    targets a little below 1 keep a few clips without a mistake from making it sure of all; Snell et
+    al., Prototypical networks, 2017.
     """
     values, true = mean_of(matches).double().numpy(), np.asarray(labels)
     count, classes = values.shape
@@ -120,27 +123,37 @@ def fit_scores(matches: Tensor, labels: Sequence[int]) -> Fitted:
     bounds = (np.log(LOWEST), np.log(HIGHEST))
     temperature = float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
     usual = float(agreement(matches, temperature).quantile(UNUSUAL))
-    own = torch.nn.functional.one_hot(torch.as_tensor(true), classes).bool()[:, None]
-    absent = matches.masked_fill(own, -torch.inf)
+    own = torch.nn.functional.one_hot(torch.as_tensor(true), classes).bool()
+    absent = matches.masked_fill(own[:, None], -torch.inf)
     both = torch.cat([matches, absent])
-    first = mean_of(both).double().amax(1).numpy()
+    means = mean_of(both).double()
+    common, near = 0.0, np.zeros(2 * count)
+    if familiar is not None and not familiar.isnan().all():
+        common = float(nearest(familiar, means[:count], torch.nan).nanmean().nan_to_num())
+        seen = torch.cat([familiar, familiar.masked_fill(own, torch.nan)])
+        near = (nearest(seen, means, common) - common).numpy()
+    first = means.amax(1).numpy()
     agreed = (agreement(both, temperature) / usual).clamp(max=1).numpy()
     right = np.append(values.argmax(1) == true, np.zeros(count, bool))
     wanted = np.where(right, 1 - doubt, doubt)
     weight = np.repeat((1.0, ABSENT), count)
 
-    def mistaken(slope_and_offset: np.ndarray) -> float:
-        slope, offset = slope_and_offset
-        if slope <= 0:
+    def mistaken(found: np.ndarray) -> float:
+        slope, offset, *more = found
+        if slope <= 0 or min(more, default=0) < 0:
             return np.inf
-        score = np.clip(expit(slope * first + offset) * agreed, 1e-9, 1 - 1e-9)
+        logits = slope * first + offset + sum(more) * near
+        score = np.clip(expit(logits) * agreed, 1e-9, 1 - 1e-9)
         return -float((weight * (wanted * np.log(score) + (1 - wanted) * np.log1p(-score))).sum())
 
     middle = float(first.mean())
-    begin = np.array([1 / temperature, -middle / temperature])
-    slope, offset = minimize(mistaken, begin, method="Nelder-Mead").x.tolist()
-    found = Fitted(temperature, usual, slope, offset, 0.0)
-    reached = float(found.scores(matches).amax(1).quantile(REFUSED))
+    begin = [1 / temperature, -middle / temperature]
+    if near.any():
+        begin.append(1 / temperature)
+    slope, offset, *more = minimize(mistaken, np.array(begin), method="Nelder-Mead").x.tolist()
+    familiarity = (more[0], common) if more else None
+    found = Fitted(temperature, usual, slope, offset, 0.0, familiarity)
+    reached = float(found.scores(matches, familiar).amax(1).quantile(REFUSED))
     return replace(found, threshold=reached)
 
 

@@ -28,7 +28,7 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL, Texts
-from pevl_cli.model.sgmc import mean_of, scores
+from pevl_cli.model.sgmc import Matches, mean_of, scores
 from pevl_cli.pose import PoseDetector
 from pevl_cli.samples import Sample, read_sample
 
@@ -94,8 +94,9 @@ class Recogniser:
         # Of the scores: fitted after training, else that of training.
         trained = float(self.model.temperature.detach())
         self.temperature = trained if calibration is None else calibration.temperature
-        self.agreement = self.threshold = self.likely = None
+        self.agreement = self.threshold = self.likely = self.familiarity = None
         if calibration is not None:
+            self.familiarity = calibration.familiarity
             self.agreement, self.threshold = calibration.agreement, calibration.threshold
             if calibration.slope is not None and calibration.offset is not None:
                 self.likely = calibration.slope, calibration.offset
@@ -121,7 +122,7 @@ class Recogniser:
         self.encode(label_set)  # what is wrong with labels is told before a video is decoded
         sample = self.read(video, start_s, end_s)
         found = self.matches([sample], label_set, views)
-        similarity, sure = mean_of(found)[0], self.scores(found)[0]
+        similarity, sure = mean_of(found.similarities)[0], self.scores(found, label_set)[0]
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
             video=str(video),
@@ -137,26 +138,44 @@ class Recogniser:
 
     def matches(
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
-    ) -> Tensor:
-        """The similarities of samples with labels, (N, B, C)."""
+    ) -> Matches:
+        """How samples match labels."""
         both_ways = looks_both_ways(self.model, labels)
         looked = self.detector is not None
         texts = self.encode(labels)
         return matches(self.model, samples, texts, views, batch, looked, both_ways)
 
-    def scores(self, found: Tensor) -> Tensor:
-        """How sure each label is, (N, B, C) -> (N, C): `model.sgmc.scores`, as fitted."""
-        return scores(found, self.temperature, self.agreement, self.likely)
+    def scores(self, found: Matches, labels: LabelSet) -> Tensor:
+        """How sure each of these labels is, (N, C): `model.sgmc.scores`, as fitted."""
+        familiar = found.familiar(self._prototypes(labels))
+        fitted = self.temperature, self.agreement, self.likely
+        return scores(found.similarities, *fitted, familiar, self.familiarity)
+
+    def _prototypes(self, labels: LabelSet) -> Tensor | None:
+        """Those of these labels, (C, e) on the CPU, NaN of one that was never learnt."""
+        if self.model.prototypes is None:
+            return None
+        own = self.model.prototypes.float().cpu()
+        never = torch.full_like(own[0], torch.nan)
+        return torch.stack([never if i is None else own[i] for i in self._own(labels)])
+
+    def _own(self, labels: LabelSet) -> list[int | None]:
+        """For each label that which the checkpoint learnt it as, by name or text; None: never."""
+        own = self.labels
+        if own is None:
+            return [None] * len(labels)
+        found = []
+        for name, text in zip(labels.names, labels.texts, strict=True):
+            place = own.find(name)
+            found.append(own.find(text) if place is None else place)
+        return found
 
     def _never_learnt(self, labels: LabelSet) -> list[str]:
         """A warning where a model that has read nothing but its own labels is asked for others."""
         if self.labels is None or self.model.config.frozen_base:
             return []
-        unknown = [
-            name
-            for name, text in zip(labels.names, labels.texts, strict=True)
-            if self.labels.find(name) is None and self.labels.find(text) is None
-        ]
+        places = self._own(labels)
+        unknown = [name for name, i in zip(labels.names, places, strict=True) if i is None]
         if not unknown:
             return []
         return [

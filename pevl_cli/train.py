@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ from pevl_cli.clips import (
 )
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
+from pevl_cli.evaluate import encode_labels, looks_both_ways, matches, prototypes
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import Accuracy, Fitted, accuracy
+from pevl_cli.metrics import Accuracy, Fitted, accuracy, fit_scores
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import PoseStem, load_clip, state_digest
 from pevl_cli.model.pevl import Batch, Features, PeVL
+from pevl_cli.model.sgmc import Matches
 from pevl_cli.pose import BUNDLED_WEIGHTS, PoseDetector
 from pevl_cli.recorded import RecordedPoses, read_recorded
 from pevl_cli.samples import Sample, collate
@@ -67,6 +68,8 @@ from pevl_cli.yolo import pose_network_layers
 
 # More clips than this are not all decoded before training begins; see `data.check`.
 DECODED_AT_MOST = 2000
+# Clips of each label from which is learnt what it looks like, and of all together.
+PROTOTYPE_CLIPS, PROTOTYPES_FROM = 8, 1000
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
 
 
@@ -522,6 +525,8 @@ class Trainer:
             self.averaged = AveragedModel(
                 model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True
             )
+        self.prototypes: Tensor | None = None  # of the last checkpoint; see `evaluate.prototypes`
+        self._found: tuple[Matches, list[int]] | None = None  # what the last test found
         self._state: dict[str, Any] | None = None
 
     def _halve_frozen(self) -> None:
@@ -609,6 +614,7 @@ class Trainer:
                         "averaged": None
                         if self.averaged is None
                         else (int(self.averaged.n_averaged), self._kept(self.tested_model)),
+                        "prototypes": self.prototypes,
                         "optimiser": self.optimiser.state_dict(),
                         "schedule": schedule.state_dict(),
                         "steps": steps_done,
@@ -655,6 +661,8 @@ class Trainer:
                         value = result.last.top1 + result.last.mean_class
                     if value > best:
                         gained = epoch
+                    if value >= best or epoch == optim.epochs:
+                        result.last = self._familiarised(result.last, train_clips)
                     if value >= best:
                         best, result.best, result.best_epoch = value, result.last, epoch
                         self._save(folder / "best", base, facts, result, spent, started)
@@ -790,6 +798,7 @@ class Trainer:
         kinds = len(model.config.used_similarities)
         both_ways = looks_both_ways(model, self.labels)
         found = torch.full((count, kinds, len(self.labels)), torch.nan)
+        video = torch.full((count, model.config.embed_dim), torch.nan)
         for first in range(0, count, 16):
             samples: dict[int, Sample] = {}
             for place in range(first, min(first + 16, count)):
@@ -798,19 +807,39 @@ class Trainer:
             if samples:
                 with self._as_trained():
                     part = matches(model, list(samples.values()), texts, both_ways=both_ways)
-                found[list(samples)] = part
+                found[list(samples)] = part.similarities
+                if part.video is not None:
+                    video[list(samples)] = part.video
         if world > 1:
-            together = fabric.all_gather(found.to(fabric.device))
-            assert isinstance(together, Tensor)
-            found = together.transpose(0, 1).flatten(0, 1)[: len(clips)].cpu()
+            found, video = (self._together(rows)[: len(clips)] for rows in (found, video))
         there = ~found.isnan().all(2).all(1)
         if not there.any():
             return None
         true = [label for label, read in zip(clips.labels, there.tolist(), strict=True) if read]
         got = accuracy(found[there], true, self.labels.names)
+        self._found = Matches(found[there], video[there]), true
         self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
         fabric.log_dict({"val/top1": got.top1, "val/mean_class": got.mean_class}, step=epoch)
         return got
+
+    def _together(self, rows: Tensor) -> Tensor:
+        """Those of all processes, which had one each in turn."""
+        gathered = self.fabric.all_gather(rows.to(self.fabric.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).flatten(0, 1).cpu()
+
+    def _familiarised(self, tested: Accuracy | None, shown: Clips) -> Accuracy | None:
+        """What was tested, with scores that also go by what training clips look like."""
+        if tested is None or self._found is None or not self.fabric.is_global_zero:
+            return tested
+        each = max(min(PROTOTYPE_CLIPS, PROTOTYPES_FROM // len(self.labels)), 1)
+        examples = shown.examples(each, self.settings.run.seed)
+        with self._as_trained():
+            model = self.tested_model.eval()
+            self.prototypes = prototypes(model, examples, len(self.labels))
+        found, true = self._found
+        familiar = found.familiar(self.prototypes)
+        return replace(tested, fitted=fit_scores(found.similarities, true, familiar))
 
     def _as_trained(self) -> AbstractContextManager[None]:
         """What was halved has to be computed so; all else is tested as it will be used."""
@@ -855,6 +884,7 @@ class Trainer:
             count, weights = state["averaged"]
             self.averaged.n_averaged.fill_(count)
             self.tested_model.load_state_dict(weights, strict=False)
+        self.prototypes = state.get("prototypes")
         self._state = state
 
     def _save(
@@ -882,7 +912,10 @@ class Trainer:
                 **asdict(result.last.fitted), split="val", clips=result.last.count
             )
         stored = checkpoint.facts_of(model.config, self.labels, base, training, fitted)
-        checkpoint.save(folder, model.state_dict(), stored)
+        state = model.state_dict()
+        if self.prototypes is not None:
+            state["prototypes"] = self.prototypes
+        checkpoint.save(folder, state, stored)
 
 
 def steps_per_epoch(settings: TrainSettings, clips: int) -> int:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import MakeVideo
 from test_recorded import learnable
-from torch import Tensor
 from typer.testing import CliRunner
 
 from pevl_cli import recognise
@@ -21,6 +20,7 @@ from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import Batch, Texts
+from pevl_cli.model.sgmc import Matches
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
     sizes: list[int] = []
     whole = recogniser.model.matches
 
-    def small(batch: Batch, texts: Texts) -> Tensor:
+    def small(batch: Batch, texts: Texts) -> Matches:
         assert batch.joints is not None
         sizes.append(len(batch.joints))
         if sizes[-1] > 4:

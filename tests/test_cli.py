@@ -28,6 +28,7 @@ from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.sgmc import Matches
 from pevl_cli.pose import PoseDetector, PoseSettings
 from pevl_cli.samples import view
 from pevl_cli.settings import PRESETS, load_settings
@@ -427,7 +428,8 @@ def test_a_clip_is_judged_as_it_is_and_mirrored_unless_a_label_names_a_side(
                 recogniser.model.matches(view(sample, recogniser.model.config, 0, way), texts)
                 for way in (False, True)
             ]
-            found = recogniser.matches([sample], labels)
+            each = [one.similarities for one in each]
+            found = recogniser.matches([sample], labels).similarities
         assert (each[0] - each[1]).nan_to_num().abs().max() > 1e-4
         mean = torch.stack(each[: len(ways)]).mean(0)
         torch.testing.assert_close(found, mean, equal_nan=True, atol=1e-6, rtol=0)
@@ -851,7 +853,8 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert all(w.isfinite().all() for w in recogniser.model.state_dict().values())
         sample = recogniser.read(dataset / "run_on" / "1.mp4")
         assert recogniser.labels is not None
-        assert recogniser.matches([sample], recogniser.labels)[:, :1].isfinite().all()
+        found = recogniser.matches([sample], recogniser.labels).similarities
+        assert found[:, :1].isfinite().all()
 
 
 @pytest.mark.usefixtures("small_mini")
@@ -990,6 +993,34 @@ def test_labels_that_a_model_from_scratch_never_read_are_warned_of(
     assert any("never learnt 2 of the 2" in w and "juggling" in w for w in other["warnings"])
     (own,) = pevl("classify", make_video(frames=5), *options).records
     assert not any("never learnt" in w for w in own["warnings"])
+
+
+def test_what_a_clip_looks_like_is_compared_with_the_labels_that_are_asked_for(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, facts = checkpoint.load(tiny_checkpoint)
+    model.prototypes = torch.eye(len(LABELS), model.config.embed_dim)
+    likely = {"slope": 5.0, "offset": 0.0, "familiarity": (3.0, 0.5)}
+    fitted = checkpoint.Calibration(temperature=1.0, **likely, split="val", clips=9)
+    stored = facts.model_copy(update={"calibration": fitted})
+    checkpoint.save(tmp_path / "familiar", model.state_dict(), stored)
+    recogniser = recognise.load(tmp_path / "familiar", use_pose=False, device="cpu")
+    first, second, *_ = LABELS.names
+    looks_like_the_second = 0.9 * torch.eye(model.config.embed_dim)[1:2]
+    similarities = torch.tensor([[[0.3, 0.1]]])
+
+    def score(*names: str) -> float:
+        found = Matches(similarities, looks_like_the_second)
+        sure = recogniser.scores(found, LabelSet(names, names))
+        assert sure.shape == (1, 2)
+        return float(sure[0, 0])
+
+    def expected(familiar: float) -> float:
+        return float(torch.sigmoid(torch.tensor(5.0 * 0.3 + 3.0 * (familiar - 0.5))))
+
+    assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
+    assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
+    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "never learnt"
 
 
 def test_none_of_these_is_said_where_no_score_reaches_the_threshold(

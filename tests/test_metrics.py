@@ -148,13 +148,51 @@ def test_scores_of_labels_by_themselves_stand_as_similarities_do() -> None:
     assert ((sure >= 0) & (sure <= 1)).all()
 
 
+def test_a_clip_that_looks_like_none_of_those_learnt_has_a_lower_score() -> None:
+    """What a label's clips look like tells more than the words: known ones 0.9, others 0.6."""
+    found, labels = near_and_far(300)
+    found += 0.35  # so that the nearest of other labels is often near
+    familiar = torch.full((300, 6), 0.6)
+    familiar[torch.arange(300), labels] = 0.9
+    familiar += 0.05 * torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    plain, fitted = fit_scores(found, labels), fit_scores(found, labels, familiar)
+    assert plain.familiarity is None and fitted.familiarity is not None
+    slope, usual = fitted.familiarity
+    assert slope > 1 and usual == pytest.approx(0.9, abs=0.02)
+    sure = fitted.scores(found, familiar)
+    assert (sure.amax(1) < fitted.threshold).double().mean() == pytest.approx(REFUSED, abs=0.01)
+    strange = fitted.scores(found, familiar.clamp(max=0.6))
+    assert (strange.amax(1) < fitted.threshold).double().mean() > 0.5
+    assert (strange < sure).all() and (strange.argsort(1) == sure.argsort(1)).all()
+
+
+def test_nothing_is_held_against_a_clip_of_which_it_is_not_known_what_it_looks_like() -> None:
+    found, labels = near_and_far(60)
+    familiar = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    fitted = fit_scores(found, labels, familiar)
+    assert fitted.familiarity is not None
+    without = fitted.scores(found)
+    # No video; and a first label without a prototype, whatever the others look like.
+    unknown = torch.full_like(familiar, torch.nan)
+    assert torch.equal(fitted.scores(found, unknown), without)
+    first = mean_of(found).argmax(1)
+    low = torch.full_like(familiar, 0.1)
+    low[torch.arange(60), first] = torch.nan
+    assert torch.equal(fitted.scores(found, low), without)
+    assert fit_scores(found, labels, unknown) == fit_scores(found, labels)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_scores_can_be_fitted_to_a_few_clips_without_a_mistake(count: int) -> None:
     found = torch.eye(count)[:, None].expand(count, 3, count) * 0.5
-    fitted = fit_scores(found, list(range(count)))
-    assert all(np.isfinite(v) for v in vars(fitted).values()) and fitted.slope > 0
-    assert 0.5 < float(fitted.scores(found).amax()) < 0.99
-    assert float(fitted.scores(torch.zeros(1, 3, count)).amax()) < fitted.threshold
+    for familiar in (None, 0.4 + 0.5 * torch.eye(count)):
+        fitted = fit_scores(found, list(range(count)), familiar)
+        numbers = fitted.slope, fitted.offset, fitted.threshold, *(fitted.familiarity or ())
+        assert np.isfinite(numbers).all() and fitted.slope > 0
+        assert (fitted.familiarity is None) == (familiar is None)
+        assert 0.5 < float(fitted.scores(found, familiar).amax()) < 0.99
+        far = None if familiar is None else familiar[:1].clamp(max=0.4)
+        assert float(fitted.scores(torch.zeros(1, 3, count), far).amax()) < fitted.threshold
 
 
 def test_ties_are_broken_once() -> None:

@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 from conftest import child_environment, picture, write_video
-from tiny import LABELS, ON_CLIP, stir, tiny_batch, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
+from tiny import LABELS, ON_CLIP, J, S, stir, tiny_batch, tiny_config, tiny_model
 
 from pevl_cli import clips as clips_module
 from pevl_cli import run
@@ -29,7 +30,7 @@ from pevl_cli.cache import cache_folder
 from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
 from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import encode_labels
+from pevl_cli.evaluate import encode_labels, prototypes
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy, Fitted
 from pevl_cli.model import checkpoint
@@ -37,6 +38,7 @@ from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import Batch, PeVL
 from pevl_cli.plan import activation_bytes, make_plan
 from pevl_cli.pose import BUNDLED_WEIGHTS
+from pevl_cli.samples import Sample, collate, view
 from pevl_cli.settings import Augmentation, TrainSettings, load_settings
 from pevl_cli.yolo import pose_network_layers
 
@@ -518,6 +520,53 @@ def test_starting_from_a_checkpoint_with_other_labels(moves: Path, tmp_path: Pat
     other = training.settings_for(None, given, ["model.width=64", "model.heads=4"])
     with pytest.raises(PevlError, match="another size"):
         training.train(other)
+
+
+def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
+    moves: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(moves, tmp_path / "run", optim__ema_decay=0.5)
+    training.train(settings)
+    manifest = read_manifest(moves)
+    for name in ("best", "last"):
+        model, facts = checkpoint.load(tmp_path / "run" / name)
+        assert model.prototypes is not None and model.prototypes.shape == (3, SMALL["embed_dim"])
+        assert facts.calibration is not None and facts.calibration.familiarity is not None
+        clips = Clips(manifest.of("train"), manifest.labels.names, model.config, None)
+        seen = []
+        for label in range(3):
+            samples = [clips[i] for i in range(len(clips)) if clips.labels[i] == label]
+            with torch.inference_mode():
+                features = model.encode(collate([view(s, model.config) for s in samples]))
+            assert features.video is not None and len(samples) == 4
+            seen.append(torch.nn.functional.normalize(features.video.mean(0), dim=0))
+        # Kept in half precision.
+        torch.testing.assert_close(model.prototypes, torch.stack(seen), atol=5e-3, rtol=0)
+    file = tmp_path / "run" / "last" / "model.safetensors"
+    state = load_file(file)
+    save_file(state | {"prototypes": state["prototypes"][:2].clone()}, file)
+    with pytest.raises(PevlError, match="differently shaped weight 'prototypes'"):
+        checkpoint.load(file.parent)
+
+
+def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path) -> None:
+    """Continued when nothing is left to do, the last checkpoint is written anew."""
+    settings = settings_of(moves, tmp_path / "run")
+    training.train(settings)
+    before, facts = checkpoint.load(tmp_path / "run" / "last")
+    training.train(settings, resume=True)
+    after, again = checkpoint.load(tmp_path / "run" / "last")
+    assert before.prototypes is not None and after.prototypes is not None
+    assert torch.equal(before.prototypes, after.prototypes)
+    assert facts.calibration == again.calibration
+
+
+def test_clips_of_poses_alone_leave_no_prototype() -> None:
+    joints = np.random.default_rng(0).random((S, J, 3)).astype(np.float32)
+    sample = Sample(Path("a.pose"), None, joints, (48, 48), 48.0, 0.0, 0.0, S, 1, None, ())
+    found = prototypes(tiny_model(), [(0, sample), (2, sample)], 3)
+    assert found is not None and found.isnan().all()
+    assert prototypes(tiny_model(video=False), [(0, sample)], 3) is None
 
 
 def test_fixed_classes_are_learnt_anew(moves: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Calibration(BaseModel):
     agreement: float | None = Field(None, gt=0)  # of video, pose and words, usual of known actions
     slope: float | None = Field(None, gt=0)  # of a label's score by itself, and its offset
     offset: float | None = None
+    familiarity: tuple[float, float] | None = None  # slope, and what is usual of known actions
     threshold: float | None = Field(None, ge=0, le=1)  # below it: none of the labels
     split: str  # that it was fitted on
     clips: int
@@ -175,6 +176,8 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
         parts = ("visual.", "text.") if facts.model.text else ("visual.",)
         state |= {k: v for k, v in base_state.items() if k.startswith(parts)}
     model = PeVL(facts.model)
+    if "prototypes" in state:
+        model.prototypes = torch.zeros(len(facts.labels.names), facts.model.embed_dim)
     wanted = model.state_dict()
     absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     wrong = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
 from pevl_cli.model.config import HEATMAP_PX, ModelConfig, Similarity
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
-from pevl_cli.model.sgmc import fine_similarity
+from pevl_cli.model.sgmc import Matches, fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: CLIP's limit of 1/τ.
@@ -195,6 +195,7 @@ class PeVL(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    prototypes: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -244,6 +245,8 @@ class PeVL(nn.Module):
         self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
+        # What training leaves in a checkpoint: the mean V of each label's clips, (labels, e).
+        self.register_buffer("prototypes", None)
         if config.frozen_base:
             self.visual.requires_grad_(False)
             if self.text is not None:
@@ -266,6 +269,8 @@ class PeVL(nn.Module):
             self.pose_embedding.float()
         self.logit_scale.data = self.logit_scale.data.float()
         self.image_mean, self.image_std = self.image_mean.float(), self.image_std.float()
+        if self.prototypes is not None:
+            self.prototypes = self.prototypes.float()
         return self
 
     # -- encoders ---------------------------------------------------------------------------
@@ -491,8 +496,8 @@ class PeVL(nn.Module):
         features = self.encode(batch)
         return texts.by_label(self.combine(self.similarities(features, texts), features))
 
-    def matches(self, batch: Batch, texts: Texts) -> Tensor:
-        """Each of the B similarities of every clip with every label, (N, B, C): S is their mean.
+    def matches(self, batch: Batch, texts: Texts) -> Matches:
+        """Each of the B similarities of every clip with every label: S is their mean. And V.
 
         NaN where a similarity has nothing to go by: no video, nobody seen.
         """
@@ -503,7 +508,10 @@ class PeVL(nn.Module):
             # What damaged weights give must not pass for "nothing to go by".
             numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
             parts.append(numbers.where(use, torch.nan))
-        return torch.stack(parts, 1)
+        video = None if features.video is None else features.video.float()
+        if video is not None and features.has_video is not None:
+            video = video.where(features.has_video[:, None], torch.nan)
+        return Matches(torch.stack(parts, 1), video)
 
     def loss(
         self,

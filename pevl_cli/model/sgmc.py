@@ -3,9 +3,44 @@ similarities together say of a label."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How N clips match C labels, and what they look like."""
+
+    similarities: Tensor  # (N, B, C) in [-1, 1]; NaN where one has nothing to go by
+    video: Tensor | None = None  # V (N, e); NaN of clips without a video
+
+    def __len__(self) -> int:
+        return len(self.similarities)
+
+    def __getitem__(self, clips: slice | Tensor) -> Matches:
+        return Matches(self.similarities[clips], None if self.video is None else self.video[clips])
+
+    def each(self) -> list[Matches]:
+        """One by one."""
+        return [self[i : i + 1] for i in range(len(self))]
+
+    @staticmethod
+    def joined(parts: Sequence[Matches]) -> Matches:
+        """One after the other."""
+        videos = [part.video for part in parts if part.video is not None]
+        together = torch.cat([part.similarities for part in parts])
+        return Matches(together, torch.cat(videos) if videos else None)
+
+    def familiar(self, prototypes: Tensor | None) -> Tensor | None:
+        """Cosines of each clip's video with the labels' ``prototypes`` (C, e): (N, C), NaN where
+        there is no video, or no prototype; None without any."""
+        if self.video is None or prototypes is None:
+            return None
+        return self.video @ prototypes.T
 
 
 def fine_similarity(
@@ -63,23 +98,42 @@ def agreement(matches: Tensor, temperature: float) -> Tensor:
     return parts.exp().sum(1).nan_to_num(1)
 
 
+def nearest(familiar: Tensor, mean: Tensor, usual: float) -> Tensor:
+    """How far each clip looks like any that a label was learnt from: the largest of
+    `Matches.familiar`; both and S (N, C) -> (N,), float64.
+
+    What is ``usual`` for a clip without a video, and where the first label was not learnt from any:
+    that it looks like no other is nothing against it.
+    """
+    first = familiar.gather(1, mean.argmax(1, keepdim=True))[:, 0]
+    best = familiar.double().nan_to_num(-torch.inf).amax(1)
+    return torch.where(first.isnan(), usual, best)
+
+
 def scores(
     matches: Tensor,
     temperature: float,
     usual: float | None = None,
     likely: tuple[float, float] | None = None,
+    familiar: Tensor | None = None,
+    familiarity: tuple[float, float] | None = None,
 ) -> Tensor:
     """How sure each label is: (N, B, C) -> (N, C) in [0, 1], float64; they order labels as S does.
 
     With ``likely`` = (slope, offset), σ(slope·S + offset): each label by itself, so that none is
-    sure where all are far. Without, softmax(S/τ). Either is so much less as the similarities agree
-    less than is ``usual`` of known actions.
+    sure where all are far. To that, with ``familiarity`` = (slope, usual), slope·(f - usual) is
+    added, f the clip's `nearest`. Without ``likely``, softmax(S/τ). Either is so much less as the
+    similarities agree less than is ``usual`` of known actions.
     """
     mean = mean_of(matches).double()
     if likely is None:
         chosen = (mean / temperature).softmax(1)
     else:
-        chosen = (likely[0] * mean + likely[1]).sigmoid()
+        logits = likely[0] * mean + likely[1]
+        if familiarity is not None and familiar is not None:
+            slope, common = familiarity
+            logits = logits + slope * (nearest(familiar, mean, common) - common)[:, None]
+        chosen = logits.sigmoid()
     if usual is None:
         return chosen
     return chosen * (agreement(matches, temperature) / usual).clamp(max=1)[:, None]
