@@ -31,7 +31,13 @@ from pevl_cli.cache import write_aside
 from pevl_cli.clips import Clips
 from pevl_cli.datasets.manifest import Item, read_manifest
 from pevl_cli.datasets.pyskl import read_pyskl
-from pevl_cli.evaluate import encode_labels, looks_both_ways, matches, prototypes
+from pevl_cli.evaluate import (
+    encode_labels,
+    looks_both_ways,
+    matches,
+    prototypes,
+    summed_videos,
+)
 from pevl_cli.metrics import fit_scores
 from pevl_cli.model import checkpoint
 from pevl_cli.model.pevl import PeVL
@@ -118,6 +124,8 @@ def ship(arguments: argparse.Namespace) -> None:
     sets it was made from, by which `pevl benchmark` knows them again."""
     loaded = [checkpoint.load(folder) for folder in arguments.checkpoints]
     model, facts = loaded[0]
+    for one, _ in loaded:
+        one.prototypes = None  # looked up anew
     model.load_state_dict(averaged([one.state_dict() for one, _ in loaded]))
     labels = facts.label_set
     listed = read_manifest(arguments.made / "clips.csv")
@@ -127,7 +135,7 @@ def ship(arguments: argparse.Namespace) -> None:
         for split in ("train", "val")
     )
     examples = shown.examples(len(shown), facts.training["seed"])
-    model.prototypes = prototypes(model, examples, len(labels))
+    model.prototypes = prototypes(summed_videos(model, examples, len(labels)))
     texts, both_ways = encode_labels(model, labels), looks_both_ways(model, labels)
     found = matches(model, [clips[i] for i in range(len(clips))], texts, both_ways=both_ways)
     familiar = found.familiar(model.prototypes)

@@ -181,7 +181,9 @@ def benchmark(
         dataset=manifest.title,
         split=split,
         checkpoint=checkpoint_name,
-        accuracy=accuracy(matches, true, labels.names),
+        accuracy=accuracy(
+            matches, true, labels.names, joined.familiar(recogniser.prototypes(labels))
+        ),
         intervals=intervals(np.array([c.right for c in clips]), true, groups),
         groups=len({g for g in groups if g}),
         calibration=Calibration(
@@ -378,7 +380,8 @@ def _shared(
     )
     try:
         for part in pool.map(_share, shares):
-            found += part
+            # Copied: what is shared with a process holds a file open.
+            found += [row if isinstance(row, str) else Matches.joined([row]) for row in part]
             listener(len(found), len(given.items))
     except BrokenProcessPool as error:
         raise PevlError(

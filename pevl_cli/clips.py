@@ -201,17 +201,22 @@ class Clips(Dataset[Sample]):
         """Keep ``shots`` clips of each class, drawn by ``seed``."""
         self.keep(self._drawn(range(len(self)), shots, seed))
 
-    def examples(self, each: int, seed: int) -> Iterator[tuple[int, Sample]]:
-        """Up to ``each`` clips with video of every class, drawn by ``seed``, with their labels."""
+    def examples(
+        self, each: int, seed: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[int, Sample]]:
+        """Up to ``each`` clips with video of every class, drawn by ``seed``, with their labels: the
+        share of one of ``world`` processes."""
         filmed = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
-        for i in self._drawn(filmed, each, seed):
+        for i in self._drawn(filmed, each, seed)[rank::world]:
             with suppress(PevlError, OSError):  # no longer readable: left out
                 yield self.labels[i], self[i]
 
     def _drawn(self, among: Sequence[int], each: int, seed: int) -> list[int]:
+        of_label: dict[int, list[int]] = {}
+        for i in among:
+            of_label.setdefault(self.labels[i], []).append(i)
         chosen: list[int] = []
-        for label in sorted({self.labels[i] for i in among}):
-            own = [i for i in among if self.labels[i] == label]
+        for label, own in of_label.items():
             order = np.random.default_rng([seed, label]).permutation(len(own))
             chosen += [own[k] for k in order[:each]]
         return sorted(chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice, product
 
@@ -65,21 +66,31 @@ def matches(
 
 
 @torch.inference_mode()
-def prototypes(
-    model: PeVL, samples: Iterable[tuple[int, Sample]], labels: int, batch: int = 16
-) -> Tensor | None:
-    """The mean V of each label's samples, (labels, e), unit length, on the CPU; NaN of a label
-    without a video among them. None for a model that sees none."""
-    if not model.config.video:
-        return None
-    total = torch.zeros(labels, model.config.embed_dim)
+def summed_videos(
+    model: PeVL,
+    samples: Iterable[tuple[int, Sample]],
+    classes: int,
+    batch: int = 16,
+    context: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Tensor:
+    """The sum of V over each class's samples, (C, e), on the CPU; for a model that sees videos.
+
+    ``context``: in which the model, and not what reads the samples, is to compute.
+    """
+    total = torch.zeros(classes, model.config.embed_dim)
     todo = iter(samples)
     while part := list(islice(todo, batch)):
         together = collate([view(sample, model.config) for _, sample in part])
-        features = model.encode(together.to(model.logit_scale.device))
+        with context():
+            features = model.encode(together.to(model.logit_scale.device))
         assert features.video is not None
         video = features.video.float().cpu()
         if together.has_video is not None:
             video = video * together.has_video[:, None]
         total.index_add_(0, torch.tensor([label for label, _ in part]), video)
-    return total / total.norm(dim=1, keepdim=True)
+    return total
+
+
+def prototypes(summed: Tensor) -> Tensor:
+    """What each class looks like, (C, e), unit length; NaN of one without a video."""
+    return summed / summed.norm(dim=1, keepdim=True)

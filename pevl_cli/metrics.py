@@ -1,7 +1,7 @@
 """How right answers are, how sure that is, and how much scores mean: figures from similarities.
 
-Shapes: N clips, B similarities, C classes. Matches are those of `PeVL.matches`, (N, B, C) in
-[-1, 1], NaN where a similarity has nothing to go by; S (N, C) is their mean.
+Shapes: N clips, B similarities, C classes. Similarities (N, B, C) and familiar (N, C) are those of
+`sgmc.Matches`; S (N, C) is the mean of the former.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Fitted:
     slope: float  # of S, and ...
     offset: float  # ... where a label is as likely as not
     threshold: float  # of the first score: what is below shows none of the labels, or is unclear
-    familiarity: tuple[float, float] | None = None  # slope of `nearest`, and what is usual
+    familiarity: tuple[float, float] | None = None  # slope of `nearest`, and what is typical
 
-    def scores(self, matches: Tensor, familiar: Tensor | None = None) -> Tensor:
+    def scores(self, similarities: Tensor, familiar: Tensor | None = None) -> Tensor:
         """(N, B, C) and (N, C) -> (N, C)"""
         likely = self.slope, self.offset
-        return scores(matches, self.temperature, self.agreement, likely, familiar, self.familiarity)
+        fitted = self.temperature, self.agreement, likely
+        return scores(similarities, *fitted, familiar, self.familiarity)
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class Accuracy:
     fitted: Fitted  # to these very answers
 
 
-def accuracy(matches: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
+def accuracy(
+    similarities: Tensor,
+    labels: Sequence[int],
+    names: Sequence[str],
+    familiar: Tensor | None = None,
+) -> Accuracy:
     """Share of clips whose best text is the right one; and its mean over classes that occur."""
-    similarity = mean_of(matches)
+    similarity = mean_of(similarities)
     true, given = np.asarray(labels), similarity.argmax(1).numpy()
     right = given == true
     classes = np.unique(true)
@@ -78,7 +84,7 @@ def accuracy(matches: Tensor, labels: Sequence[int], names: Sequence[str]) -> Ac
         len(true),
         per_class,
         [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
-        fit_scores(matches, labels),
+        fit_scores(similarities, labels, familiar),
     )
 
 
@@ -97,19 +103,21 @@ def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
 # -- how much scores mean ---------------------------------------------------------------------
 
 
-def fit_scores(matches: Tensor, labels: Sequence[int], familiar: Tensor | None = None) -> Fitted:
+def fit_scores(
+    similarities: Tensor, labels: Sequence[int], familiar: Tensor | None = None
+) -> Fitted:
     """The τ for which softmax(S/τ) is the likeliest to have given the right labels, the agreement
     that most of these clips have, the slopes and offset for which scores tell best whether the
     first answer is right, and the score that all but a few of these answers reach.
 
     What clips of other actions look like is learnt from the same clips, each without its own label
-    among the others. ``familiar`` (N, C): `Matches.familiar`.
+    among the others.
 
     Sources: Guo et al., On calibration of modern neural networks, 2017, Sec. 4.2; Platt 1999, whose
     targets a little below 1 keep a few clips without a mistake from making it sure of all; Snell et
     al., Prototypical networks, 2017.
     """
-    values, true = mean_of(matches).double().numpy(), np.asarray(labels)
+    values, true = mean_of(similarities).double().numpy(), np.asarray(labels)
     count, classes = values.shape
     if classes < 2:
         return Fitted(1.0, 1.0, 1.0, 0.0, 0.0)
@@ -122,16 +130,16 @@ def fit_scores(matches: Tensor, labels: Sequence[int], familiar: Tensor | None =
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
     temperature = float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
-    usual = float(agreement(matches, temperature).quantile(UNUSUAL))
+    usual = float(agreement(similarities, temperature).quantile(UNUSUAL))
     own = torch.nn.functional.one_hot(torch.as_tensor(true), classes).bool()
-    absent = matches.masked_fill(own[:, None], -torch.inf)
-    both = torch.cat([matches, absent])
+    absent = similarities.masked_fill(own[:, None], -torch.inf)
+    both = torch.cat([similarities, absent])
     means = mean_of(both).double()
-    common, near = 0.0, np.zeros(2 * count)
-    if familiar is not None and not familiar.isnan().all():
-        common = float(nearest(familiar, means[:count], torch.nan).nanmean().nan_to_num())
-        seen = torch.cat([familiar, familiar.masked_fill(own, torch.nan)])
-        near = (nearest(seen, means, common) - common).numpy()
+    typical, near = np.nan, np.zeros(2 * count)
+    if familiar is not None:
+        typical = float(nearest(familiar, means[:count], np.nan).nanmean())
+        seen = torch.cat([familiar, familiar.masked_fill(own, np.nan)])
+        near = (nearest(seen, means, typical) - typical).nan_to_num().numpy()
     first = means.amax(1).numpy()
     agreed = (agreement(both, temperature) / usual).clamp(max=1).numpy()
     right = np.append(values.argmax(1) == true, np.zeros(count, bool))
@@ -151,9 +159,9 @@ def fit_scores(matches: Tensor, labels: Sequence[int], familiar: Tensor | None =
     if near.any():
         begin.append(1 / temperature)
     slope, offset, *more = minimize(mistaken, np.array(begin), method="Nelder-Mead").x.tolist()
-    familiarity = (more[0], common) if more else None
+    familiarity = (more[0], typical) if more else None
     found = Fitted(temperature, usual, slope, offset, 0.0, familiarity)
-    reached = float(found.scores(matches, familiar).amax(1).quantile(REFUSED))
+    reached = float(found.scores(similarities, familiar).amax(1).quantile(REFUSED))
     return replace(found, threshold=reached)
 
 

@@ -147,12 +147,12 @@ class Recogniser:
 
     def scores(self, found: Matches, labels: LabelSet) -> Tensor:
         """How sure each of these labels is, (N, C): `model.sgmc.scores`, as fitted."""
-        familiar = found.familiar(self._prototypes(labels))
+        familiar = found.familiar(self.prototypes(labels))
         fitted = self.temperature, self.agreement, self.likely
         return scores(found.similarities, *fitted, familiar, self.familiarity)
 
-    def _prototypes(self, labels: LabelSet) -> Tensor | None:
-        """Those of these labels, (C, e) on the CPU, NaN of one that was never learnt."""
+    def prototypes(self, labels: LabelSet) -> Tensor | None:
+        """What these labels look like, (C, e) on the CPU; NaN of one that was never learnt."""
         if self.model.prototypes is None:
             return None
         own = self.model.prototypes.float().cpu()

@@ -45,7 +45,13 @@ from pevl_cli.clips import (
 )
 from pevl_cli.datasets.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.evaluate import encode_labels, looks_both_ways, matches, prototypes
+from pevl_cli.evaluate import (
+    encode_labels,
+    looks_both_ways,
+    matches,
+    prototypes,
+    summed_videos,
+)
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy, Fitted, accuracy, fit_scores
@@ -525,7 +531,7 @@ class Trainer:
             self.averaged = AveragedModel(
                 model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True
             )
-        self.prototypes: Tensor | None = None  # of the last checkpoint; see `evaluate.prototypes`
+        self.prototypes: Tensor | None = None  # of the weights as they are; None: not known
         self._found: tuple[Matches, list[int]] | None = None  # what the last test found
         self._state: dict[str, Any] | None = None
 
@@ -641,6 +647,8 @@ class Trainer:
                     # Asked here, so that a run that had stopped stops again when continued.
                     if optim.patience and epoch - 1 - gained >= optim.patience:
                         result.stopped_early = True
+                        result.last = self._familiarised(result.last, train_clips)
+                        save_state(done - 1)
                         break
                     right = seen = 0
                 loss, hits, wait = self._step(batches, order, epoch, within)
@@ -718,6 +726,7 @@ class Trainer:
         """One step of the optimiser: its loss, hits and clips, seconds waited for clips."""
         optim, fabric = self.settings.optim, self.fabric
         self.step.train()
+        self.prototypes = None
         # Every step by itself: a continued run draws the same dropout as an uninterrupted one.
         key = (self.settings.run.seed, epoch, within, fabric.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
@@ -817,7 +826,8 @@ class Trainer:
             return None
         true = [label for label, read in zip(clips.labels, there.tolist(), strict=True) if read]
         got = accuracy(found[there], true, self.labels.names)
-        self._found = Matches(found[there], video[there]), true
+        if model.config.video:
+            self._found = Matches(found[there], video[there]), true
         self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
         fabric.log_dict({"val/top1": got.top1, "val/mean_class": got.mean_class}, step=epoch)
         return got
@@ -830,14 +840,21 @@ class Trainer:
 
     def _familiarised(self, tested: Accuracy | None, shown: Clips) -> Accuracy | None:
         """What was tested, with scores that also go by what training clips look like."""
-        if tested is None or self._found is None or not self.fabric.is_global_zero:
+        if tested is None or self._found is None:
             return tested
-        each = max(min(PROTOTYPE_CLIPS, PROTOTYPES_FROM // len(self.labels)), 1)
-        examples = shown.examples(each, self.settings.run.seed)
-        with self._as_trained():
-            model = self.tested_model.eval()
-            self.prototypes = prototypes(model, examples, len(self.labels))
+        fabric, classes = self.fabric, len(self.labels)
+        each = max(min(PROTOTYPE_CLIPS, PROTOTYPES_FROM // classes), 1)
+        share = fabric.global_rank, fabric.world_size
+        examples = shown.examples(each, self.settings.run.seed, *share)
+        model = self.tested_model.eval()
+        summed = summed_videos(model, examples, classes, context=self._as_trained)
+        if fabric.world_size > 1:
+            together = fabric.all_reduce(summed.to(fabric.device), reduce_op="sum")
+            assert isinstance(together, Tensor)
+            summed = together.cpu()
+        self.prototypes = prototypes(summed)
         found, true = self._found
+        self._found = None
         familiar = found.familiar(self.prototypes)
         return replace(tested, fitted=fit_scores(found.similarities, true, familiar))
 
@@ -908,9 +925,10 @@ class Trainer:
         model = self.tested_model
         fitted = None
         if result.last is not None:
-            fitted = checkpoint.Calibration(
-                **asdict(result.last.fitted), split="val", clips=result.last.count
-            )
+            scale = result.last.fitted
+            if self.prototypes is None:  # interrupted since
+                scale = replace(scale, familiarity=None)
+            fitted = checkpoint.Calibration(**asdict(scale), split="val", clips=result.last.count)
         stored = checkpoint.facts_of(model.config, self.labels, base, training, fitted)
         state = model.state_dict()
         if self.prototypes is not None:

@@ -855,6 +855,8 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert recogniser.labels is not None
         found = recogniser.matches([sample], recogniser.labels).similarities
         assert found[:, :1].isfinite().all()
+        # What clips look like is of the very weights, or left out.
+        assert (recogniser.familiarity is None) == (recogniser.model.prototypes is None)
 
 
 @pytest.mark.usefixtures("small_mini")

@@ -30,7 +30,7 @@ from pevl_cli.cache import cache_folder
 from pevl_cli.clips import Clips, Order, Place, Variations, trim_cache
 from pevl_cli.datasets.manifest import read_manifest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import encode_labels, prototypes
+from pevl_cli.evaluate import encode_labels, prototypes, summed_videos
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy, Fitted
 from pevl_cli.model import checkpoint
@@ -264,6 +264,12 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     assert done.stdout.count("pevl classify") == 1, "one of them tells"
     facts = checkpoint.read_facts(tmp_path / "run" / "best")
     assert facts.training["val_clips"] == 3 and facts.training["val_top1"] in {0, 0.3333, 0.6667, 1}
+    # Each looked at its share of the clips.
+    model, _ = checkpoint.load(tmp_path / "run" / "best")
+    clips = Clips(read_manifest(moves).of("train"), facts.labels.names, model.config, None)
+    assert model.prototypes is not None
+    expected = prototypes(summed_videos(model, clips.examples(8, 0), 3))
+    torch.testing.assert_close(model.prototypes, expected, atol=5e-3, rtol=0)
 
 
 def test_coordinates_are_not_rounded_where_half_is_computed_with(
@@ -549,10 +555,12 @@ def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
         checkpoint.load(file.parent)
 
 
-def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patience", [0, 1])
+def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path, patience: int) -> None:
     """Continued when nothing is left to do, the last checkpoint is written anew."""
-    settings = settings_of(moves, tmp_path / "run")
-    training.train(settings)
+    given = {"optim__patience": patience, "optim__epochs": 6, "optim__lr": 1e-6}
+    settings = settings_of(moves, tmp_path / "run", **given)
+    assert training.train(settings).stopped_early == bool(patience)
     before, facts = checkpoint.load(tmp_path / "run" / "last")
     training.train(settings, resume=True)
     after, again = checkpoint.load(tmp_path / "run" / "last")
@@ -564,9 +572,8 @@ def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path) -> N
 def test_clips_of_poses_alone_leave_no_prototype() -> None:
     joints = np.random.default_rng(0).random((S, J, 3)).astype(np.float32)
     sample = Sample(Path("a.pose"), None, joints, (48, 48), 48.0, 0.0, 0.0, S, 1, None, ())
-    found = prototypes(tiny_model(), [(0, sample), (2, sample)], 3)
-    assert found is not None and found.isnan().all()
-    assert prototypes(tiny_model(video=False), [(0, sample)], 3) is None
+    summed = summed_videos(tiny_model(), [(0, sample), (2, sample)], 3)
+    assert summed.shape == (3, tiny_config().embed_dim) and prototypes(summed).isnan().all()
 
 
 def test_fixed_classes_are_learnt_anew(moves: Path, tmp_path: Path) -> None:

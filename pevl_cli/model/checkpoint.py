@@ -55,7 +55,7 @@ class Calibration(BaseModel):
     agreement: float | None = Field(None, gt=0)  # of video, pose and words, usual of known actions
     slope: float | None = Field(None, gt=0)  # of a label's score by itself, and its offset
     offset: float | None = None
-    familiarity: tuple[float, float] | None = None  # slope, and what is usual of known actions
+    familiarity: tuple[float, float] | None = None  # slope, and what is typical of known actions
     threshold: float | None = Field(None, ge=0, le=1)  # below it: none of the labels
     split: str  # that it was fitted on
     clips: int

@@ -245,7 +245,7 @@ class PeVL(nn.Module):
         self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
-        # What training leaves in a checkpoint: the mean V of each label's clips, (labels, e).
+        # Of a checkpoint: the mean V of each label's training clips (C, e), unit length.
         self.register_buffer("prototypes", None)
         if config.frozen_base:
             self.visual.requires_grad_(False)
@@ -269,8 +269,6 @@ class PeVL(nn.Module):
             self.pose_embedding.float()
         self.logit_scale.data = self.logit_scale.data.float()
         self.image_mean, self.image_std = self.image_mean.float(), self.image_std.float()
-        if self.prototypes is not None:
-            self.prototypes = self.prototypes.float()
         return self
 
     # -- encoders ---------------------------------------------------------------------------

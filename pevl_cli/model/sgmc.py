@@ -16,7 +16,7 @@ class Matches:
     """How N clips match C labels, and what they look like."""
 
     similarities: Tensor  # (N, B, C) in [-1, 1]; NaN where one has nothing to go by
-    video: Tensor | None = None  # V (N, e); NaN of clips without a video
+    video: Tensor | None = None  # V (N, e), the mean of what was looked at; NaN without a video
 
     def __len__(self) -> int:
         return len(self.similarities)
@@ -30,8 +30,9 @@ class Matches:
 
     @staticmethod
     def joined(parts: Sequence[Matches]) -> Matches:
-        """One after the other."""
+        """One after the other; either all parts have videos, or none."""
         videos = [part.video for part in parts if part.video is not None]
+        assert len(videos) in (0, len(parts))
         together = torch.cat([part.similarities for part in parts])
         return Matches(together, torch.cat(videos) if videos else None)
 
@@ -82,36 +83,36 @@ def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor
     return (weights * values).sum(dim)
 
 
-def mean_of(matches: Tensor) -> Tensor:
+def mean_of(similarities: Tensor) -> Tensor:
     """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without those that are NaN."""
-    return matches.nanmean(1).nan_to_num(0)
+    return similarities.nanmean(1).nan_to_num(0)
 
 
-def agreement(matches: Tensor, temperature: float) -> Tensor:
+def agreement(similarities: Tensor, temperature: float) -> Tensor:
     """How far B similarities see the same in a clip: (N, B, C) -> (N,) in (0, 1], float64.
 
     The sum over labels of the geometric mean of what each makes of them, softmax(s/τ): 1 where they
     are at one, near 0 where video and pose are sure of different labels, as they are where a clip
     shows none of them. NaN is left out.
     """
-    parts = (matches.double() / temperature).log_softmax(2).nanmean(1)
+    parts = (similarities.double() / temperature).log_softmax(2).nanmean(1)
     return parts.exp().sum(1).nan_to_num(1)
 
 
-def nearest(familiar: Tensor, mean: Tensor, usual: float) -> Tensor:
+def nearest(familiar: Tensor, mean: Tensor, typical: float) -> Tensor:
     """How far each clip looks like any that a label was learnt from: the largest of
     `Matches.familiar`; both and S (N, C) -> (N,), float64.
 
-    What is ``usual`` for a clip without a video, and where the first label was not learnt from any:
-    that it looks like no other is nothing against it.
+    What is ``typical`` for a clip without a video, and where the first label was not learnt from
+    any: that it looks like no other is nothing against it.
     """
     first = familiar.gather(1, mean.argmax(1, keepdim=True))[:, 0]
     best = familiar.double().nan_to_num(-torch.inf).amax(1)
-    return torch.where(first.isnan(), usual, best)
+    return torch.where(first.isnan(), typical, best)
 
 
 def scores(
-    matches: Tensor,
+    similarities: Tensor,
     temperature: float,
     usual: float | None = None,
     likely: tuple[float, float] | None = None,
@@ -121,19 +122,19 @@ def scores(
     """How sure each label is: (N, B, C) -> (N, C) in [0, 1], float64; they order labels as S does.
 
     With ``likely`` = (slope, offset), σ(slope·S + offset): each label by itself, so that none is
-    sure where all are far. To that, with ``familiarity`` = (slope, usual), slope·(f - usual) is
-    added, f the clip's `nearest`. Without ``likely``, softmax(S/τ). Either is so much less as the
-    similarities agree less than is ``usual`` of known actions.
+    sure where all are far. To that, with ``familiarity`` = (slope, typical), slope·(f - typical)
+    is added, f the clip's `nearest`. Without ``likely``, softmax(S/τ). Either is so much less as
+    the similarities agree less than is ``usual`` of known actions.
     """
-    mean = mean_of(matches).double()
+    mean = mean_of(similarities).double()
     if likely is None:
         chosen = (mean / temperature).softmax(1)
     else:
         logits = likely[0] * mean + likely[1]
         if familiarity is not None and familiar is not None:
-            slope, common = familiarity
-            logits = logits + slope * (nearest(familiar, mean, common) - common)[:, None]
+            slope, typical = familiarity
+            logits = logits + slope * (nearest(familiar, mean, typical) - typical)[:, None]
         chosen = logits.sigmoid()
     if usual is None:
         return chosen
-    return chosen * (agreement(matches, temperature) / usual).clamp(max=1)[:, None]
+    return chosen * (agreement(similarities, temperature) / usual).clamp(max=1)[:, None]
