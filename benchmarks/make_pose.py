@@ -434,19 +434,26 @@ def _learn(
 
 def ship(arguments: argparse.Namespace) -> None:
     arguments.to.parent.mkdir(parents=True, exist_ok=True)
-    _keep(arguments.out / "run", arguments.to, arguments.image_size)
+    _keep(arguments.out / "run", arguments.to, arguments.image_size, arguments.average)
     size = arguments.to.stat().st_size
     print(f"{arguments.to}: {size / 1e6:.1f} MB, {YOLO(str(arguments.to)).task}")
 
 
-def _keep(run: Path, to: Path, image_size: int) -> None:
-    """The averaged weights at half precision, without anything that tells of this machine."""
+def _keep(run: Path, to: Path, image_size: int, other: Path | None = None) -> None:
+    """The averaged weights at half precision, without anything that tells of this machine; the mean
+    of them and those of an ``other`` network, if any."""
     stored = torch.load(run / "weights" / "last.pt", map_location="cpu", weights_only=False)
     trained = stored.get("ema") or stored["model"]
     trained = getattr(trained, "student_model", trained)  # without it once a run is over
     # A new one with these weights: what is trained carries paths and options.
     model = PoseModel(ARCHITECTURE, nc=1, verbose=False)
-    model.load_state_dict(trained.float().state_dict())
+    state = trained.float().state_dict()
+    if other is not None:
+        before = torch.load(other, map_location="cpu", weights_only=False)["model"]
+        for name, value in before.float().state_dict().items():
+            if value.is_floating_point():
+                state[name] = (state[name] + value) / 2
+    model.load_state_dict(state)
     model.requires_grad_(False).half().names = {0: "person"}
     model.args = {"task": "pose", "imgsz": image_size}
     kept = {"model": model, "train_args": dict(model.args), "license": "AGPL-3.0"}
@@ -476,6 +483,7 @@ def main() -> None:
     shipped = steps.add_parser("ship")
     shipped.add_argument("--to", type=Path, required=True)
     shipped.add_argument("--image-size", type=int, default=TRAINED_PX)
+    shipped.add_argument("--average", type=Path, help="a network it went on from")
     shipped.set_defaults(do=ship)
     for step in (made, trained, shipped):
         step.add_argument("--out", type=Path, required=True)

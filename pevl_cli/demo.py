@@ -16,10 +16,12 @@ SECONDS = 2.8
 JACK_S = 1.1  # of one jump, there and back
 BODY_PX = 210.0  # from sole to crown: as far away as those whom `pevl-mini` saw jump
 FINE = 2  # drawn so many times as large, then shrunk
+SOFT_PX = 1.5  # a small camera's blur, of which a drawing has none, and ...
+GRAIN = 2.0  # ... its noise
 SKIN, SHIRT, SHORTS, SHOES, HAIR = (
     (214, 168, 140),
-    (196, 60, 54),
-    (44, 58, 96),
+    (40, 44, 60),
+    (30, 34, 44),
     (240, 240, 238),
     (52, 38, 30),
 )
@@ -29,8 +31,8 @@ def draw_clip(path: Path) -> Path:
     """Write the clip, H.264."""
     count = round(FPS * SECONDS)
     times_s = np.arange(count) / FPS
-    backdrop = _backdrop()
-    write_film(path, (_frame(backdrop, t) for t in times_s), times_s)
+    backdrop, rng = _backdrop(), np.random.default_rng(0)
+    write_film(path, (_frame(backdrop, t, rng) for t in times_s), times_s)
     return path
 
 
@@ -69,20 +71,19 @@ def _from(point: tuple[float, float], angle: float, length: float) -> tuple[floa
 
 
 def _backdrop() -> np.ndarray:
-    """A grey wall, a floor and some light: `pevl-mini` is told by rooms as well as by bodies."""
+    """A rough wall behind grass: `pevl-mini` is told by places as well as by bodies."""
     height, width = HEIGHT * FINE, WIDTH * FINE
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    x, y = x / width, y / height
-    light = 1 - 0.2 * ((x - 0.4) ** 2 + (y - 0.3) ** 2)
-    wall = np.array([122, 124, 120], np.float32) * light[..., None]
-    floor = np.array([104, 104, 102], np.float32) * (0.9 + 0.1 * y)[..., None]
-    room: np.ndarray = np.where((y > 0.72)[..., None], floor, wall)
-    grain = np.random.default_rng(0).normal(0, 2, (height // 4, width // 4, 1))
-    room = room + cv2.resize(grain, (width, height))[..., None]
-    return room.clip(0, 255).astype(np.uint8)
+    below = (np.arange(height) > 0.62 * height)[:, None, None]
+    place = np.where(below, (112, 120, 90), (150, 140, 125)) * np.ones((1, width, 1))
+    rng = np.random.default_rng(0)
+    for size, strength in ((8, 10), (40, 10), (120, 8)):
+        rough = rng.normal(0, strength, (height // size + 1, width // size + 1))
+        place += cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    backdrop: np.ndarray = place.clip(0, 255).astype(np.uint8)
+    return backdrop
 
 
-def _frame(backdrop: np.ndarray, time_s: float) -> np.ndarray:
+def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.ndarray:
     picture = backdrop.copy()
     unit = BODY_PX / 8 * FINE
     at = {name: np.multiply(point, FINE) for name, point in joints_at(time_s).items()}
@@ -110,8 +111,10 @@ def _frame(backdrop: np.ndarray, time_s: float) -> np.ndarray:
         hand = at[f"{side}_wrist"] + (at[f"{side}_wrist"] - at[f"{side}_elbow"]) * 0.14
         cv2.circle(picture, _pixel(hand), int(0.18 * unit), SKIN, -1, cv2.LINE_AA)
     _head(picture, at["head"], unit)
-    small: np.ndarray = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    return small
+    small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    soft = cv2.GaussianBlur(small, (0, 0), SOFT_PX) + rng.normal(0, GRAIN, small.shape)
+    film: np.ndarray = soft.clip(0, 255).astype(np.uint8)
+    return film
 
 
 def _shadow(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:

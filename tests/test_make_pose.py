@@ -1,6 +1,7 @@
 """Tests for benchmarks/make_pose.py: its views of people, and how the student is taught."""
 
 import runpy
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,28 @@ def test_the_teacher_itself_has_nothing_to_learn(recipe: dict[str, Any]) -> None
     for end in recipe["STAGE_ENDS"]:
         torch.testing.assert_close(learnt[end], taught[end])
     torch.testing.assert_close(given["kpts"], wanted["kpts"])
+
+
+def test_what_ships_is_the_mean_of_a_run_and_the_network_it_went_on_from(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    networks = []
+    for number in (0.25, 0.75):
+        network = PoseModel(recipe["ARCHITECTURE"], nc=1, verbose=False)
+        for value in network.state_dict().values():
+            value.fill_(number)
+        networks.append(network)
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    torch.save({"ema": networks[0], "model": None}, tmp_path / "run" / "weights" / "last.pt")
+    torch.save({"model": networks[1].half()}, tmp_path / "before.pt")
+    found = {}
+    for average in (None, tmp_path / "before.pt"):
+        given = Namespace(out=tmp_path, to=tmp_path / "to.pt", image_size=192, average=average)
+        recipe["ship"](given)
+        kept = torch.load(given.to, weights_only=False)
+        assert kept["train_args"] == {"task": "pose", "imgsz": 192}
+        found[average] = kept["model"].state_dict()
+    alone, mean = found.values()
+    learnt = [name for name, _ in networks[0].named_parameters()]
+    assert len(learnt) > 100
+    assert all((alone[name] == 0.25).all() and (mean[name] == 0.5).all() for name in learnt)
