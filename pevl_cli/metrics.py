@@ -146,20 +146,22 @@ def fit_scores(
     wanted = np.where(right, 1 - doubt, doubt)
     weight = np.repeat((1.0, ABSENT), count)
 
-    def mistaken(found: np.ndarray) -> float:
-        slope, offset, *more = found
-        if slope <= 0 or min(more, default=0) < 0:
+    def mistaken(slope: float, offset: float, more: float = 0.0) -> float:
+        if slope <= 0 or more < 0:
             return np.inf
-        logits = slope * first + offset + sum(more) * near
+        logits = slope * first + offset + more * near
         score = np.clip(expit(logits) * agreed, 1e-9, 1 - 1e-9)
         return -float((weight * (wanted * np.log(score) + (1 - wanted) * np.log1p(-score))).sum())
 
     middle = float(first.mean())
     begin = [1 / temperature, -middle / temperature]
+    slope, offset = minimize(lambda x: mistaken(*x), begin, method="Nelder-Mead").x.tolist()
+    familiarity = None
     if near.any():
-        begin.append(1 / temperature)
-    slope, offset, *more = minimize(mistaken, np.array(begin), method="Nelder-Mead").x.tolist()
-    familiarity = (more[0], typical) if more else None
+        # The slope of S stays: by what a clip looks like all labels would be as likely.
+        begin = [offset, slope / 2]
+        best = minimize(lambda x: mistaken(slope, *x), begin, method="Nelder-Mead").x.tolist()
+        offset, familiarity = best[0], (best[1], typical)
     found = Fitted(temperature, usual, slope, offset, 0.0, familiarity)
     reached = float(found.scores(similarities, familiar).amax(1).quantile(REFUSED))
     return replace(found, threshold=reached)

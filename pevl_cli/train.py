@@ -74,8 +74,9 @@ from pevl_cli.yolo import pose_network_layers
 
 # More clips than this are not all decoded before training begins; see `data.check`.
 DECODED_AT_MOST = 2000
-# Clips of each label from which is learnt what it looks like, and of all together.
-PROTOTYPE_CLIPS, PROTOTYPES_FROM = 8, 1000
+# Clips of each label from which is learnt what it looks like; all together about as many as are
+# validated, so that it takes no longer.
+PROTOTYPE_CLIPS = 8
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
 
 
@@ -843,7 +844,7 @@ class Trainer:
         if tested is None or self._found is None:
             return tested
         fabric, classes = self.fabric, len(self.labels)
-        each = max(min(PROTOTYPE_CLIPS, PROTOTYPES_FROM // classes), 1)
+        each = max(min(PROTOTYPE_CLIPS, tested.count // classes), 1)
         share = fabric.global_rank, fabric.world_size
         examples = shown.examples(each, self.settings.run.seed, *share)
         model = self.tested_model.eval()

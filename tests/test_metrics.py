@@ -191,6 +191,8 @@ def test_scores_can_be_fitted_to_a_few_clips_without_a_mistake(count: int) -> No
         assert np.isfinite(numbers).all() and fitted.slope > 0
         assert (fitted.familiarity is None) == (familiar is None)
         assert 0.5 < float(fitted.scores(found, familiar).amax()) < 0.99
+        # The other labels are not as likely, as they would be by what the clip looks like alone.
+        assert float(fitted.scores(found, familiar).amin()) < 0.5
         far = None if familiar is None else familiar[:1].clamp(max=0.4)
         assert float(fitted.scores(torch.zeros(1, 3, count), far).amax()) < fitted.threshold
 

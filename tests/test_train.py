@@ -268,8 +268,8 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     model, _ = checkpoint.load(tmp_path / "run" / "best")
     clips = Clips(read_manifest(moves).of("train"), facts.labels.names, model.config, None)
     assert model.prototypes is not None
-    expected = prototypes(summed_videos(model, clips.examples(8, 0), 3))
-    torch.testing.assert_close(model.prototypes, expected, atol=5e-3, rtol=0)
+    expected = prototypes(summed_videos(model, clips.examples(1, 0), 3))
+    torch.testing.assert_close(model.prototypes, expected, atol=2e-2, rtol=0)
 
 
 def test_coordinates_are_not_rounded_where_half_is_computed_with(
@@ -541,13 +541,14 @@ def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
         clips = Clips(manifest.of("train"), manifest.labels.names, model.config, None)
         seen = []
         for label in range(3):
-            samples = [clips[i] for i in range(len(clips)) if clips.labels[i] == label]
+            # As many as are validated: one of each.
+            samples = [sample for c, sample in clips.examples(1, 0) if c == label]
             with torch.inference_mode():
                 features = model.encode(collate([view(s, model.config) for s in samples]))
-            assert features.video is not None and len(samples) == 4
+            assert features.video is not None and len(samples) == 1
             seen.append(torch.nn.functional.normalize(features.video.mean(0), dim=0))
-        # Kept in half precision.
-        torch.testing.assert_close(model.prototypes, torch.stack(seen), atol=5e-3, rtol=0)
+        # Weights and these are kept in half precision.
+        torch.testing.assert_close(model.prototypes, torch.stack(seen), atol=2e-2, rtol=0)
     file = tmp_path / "run" / "last" / "model.safetensors"
     state = load_file(file)
     save_file(state | {"prototypes": state["prototypes"][:2].clone()}, file)
