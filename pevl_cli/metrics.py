@@ -45,8 +45,7 @@ class Fitted:
 
     def scores(self, similarities: Tensor, familiar: Tensor | None = None) -> Tensor:
         """(N, B, C) and (N, C) -> (N, C)"""
-        likely = self.slope, self.offset
-        fitted = self.temperature, self.agreement, likely
+        fitted = self.temperature, self.agreement, (self.slope, self.offset)
         return scores(similarities, *fitted, familiar, self.familiarity)
 
 

@@ -103,6 +103,7 @@ class Recogniser:
         self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
+        self._prototypes: tuple[LabelSet, Tensor] | None = None
 
     def classify(
         self,
@@ -155,9 +156,12 @@ class Recogniser:
         """What these labels look like, (C, e) on the CPU; NaN of one that was never learnt."""
         if self.model.prototypes is None:
             return None
-        own = self.model.prototypes.float().cpu()
-        never = torch.full_like(own[0], torch.nan)
-        return torch.stack([never if i is None else own[i] for i in self._own(labels)])
+        if self._prototypes is None or self._prototypes[0] != labels:
+            own = self.model.prototypes.float().cpu()
+            never = torch.full_like(own[0], torch.nan)
+            rows = [never if i is None else own[i] for i in self._own(labels)]
+            self._prototypes = labels, torch.stack(rows)
+        return self._prototypes[1]
 
     def _own(self, labels: LabelSet) -> list[int | None]:
         """For each label that which the checkpoint learnt it as, by name or text; None: never."""

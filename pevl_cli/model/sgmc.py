@@ -18,15 +18,11 @@ class Matches:
     similarities: Tensor  # (N, B, C) in [-1, 1]; NaN where one has nothing to go by
     video: Tensor | None = None  # V (N, e), the mean of what was looked at; NaN without a video
 
-    def __len__(self) -> int:
-        return len(self.similarities)
-
-    def __getitem__(self, clips: slice | Tensor) -> Matches:
-        return Matches(self.similarities[clips], None if self.video is None else self.video[clips])
-
     def each(self) -> list[Matches]:
         """One by one."""
-        return [self[i : i + 1] for i in range(len(self))]
+        ones = self.similarities.split(1)
+        videos = [None] * len(ones) if self.video is None else self.video.split(1)
+        return [Matches(one, video) for one, video in zip(ones, videos, strict=True)]
 
     @staticmethod
     def joined(parts: Sequence[Matches]) -> Matches:
