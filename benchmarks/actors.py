@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from ultralytics import YOLO
 
-from pevl_cli.pose import PoseDetector
-from pevl_cli.skeletons import LAYOUTS
-from pevl_cli.video import sample_clip
+from pevl_cli.media.video import sample_clip
+from pevl_cli.pose.detector import PoseDetector
+from pevl_cli.pose.skeletons import LAYOUTS
 
 TORSO = [
     LAYOUTS["coco17"].names.index(f"{side}_{part}")

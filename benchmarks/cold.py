@@ -28,7 +28,8 @@ def main() -> None:
     import torch  # noqa: F401
 
     lap("import torch")
-    from pevl_cli import recognise, report  # noqa: F401
+    from pevl_cli import recognise
+    from pevl_cli.output import draw as report  # noqa: F401
 
     lap("import pevl with all else but ultralytics")
     recogniser = recognise.load("pevl-mini", pose_weights=arguments.pose_weights)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from pevl_cli.cost import cost_of
+from pevl_cli.evaluation.cost import cost_of
 from pevl_cli.labels import read_labels
 from pevl_cli.model.config import CONFIGS
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pevl_cli.datasets.manifest import Manifest, read_manifest
-from pevl_cli.train import settings_for, train
+from pevl_cli.data.manifest import Manifest, read_manifest
+from pevl_cli.training.build import settings_for
+from pevl_cli.training.train import train
 
 SHOTS = (1, 2, 4, 8, 16)
 

@@ -6,7 +6,7 @@ poses only.
     python benchmarks/make_mini.py start pevl-mini --to DIR/start
     pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt ...
     python benchmarks/make_mini.py ship CLIPS RUN/best RUN/last --made DIR \\
-      --to pevl_cli/data/checkpoints/pevl-mini
+      --to pevl_cli/assets/checkpoints/pevl-mini
 
 (the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
 for each detector, so that the model learns, and is chosen by, the joints of both. Only train and
@@ -26,23 +26,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pevl_cli import extract
 from pevl_cli.cache import write_aside
-from pevl_cli.clips import Clips
-from pevl_cli.datasets.manifest import Item, read_manifest
-from pevl_cli.datasets.pyskl import read_pyskl
-from pevl_cli.evaluate import (
-    encode_labels,
-    looks_both_ways,
-    matches,
-    prototypes,
-    summed_videos,
-)
-from pevl_cli.metrics import fit_scores
+from pevl_cli.data import extract
+from pevl_cli.data.clips import Clips
+from pevl_cli.data.manifest import Item, read_manifest
+from pevl_cli.data.sets.pyskl import read_pyskl
+from pevl_cli.matching import encode_labels, flips_at_test, matches, prototypes, sum_video_features
 from pevl_cli.model import checkpoint
+from pevl_cli.model.calibration import fit_scores
 from pevl_cli.model.pevl import PeVL
-from pevl_cli.pose import find_weights
-from pevl_cli.recorded import read_recorded
+from pevl_cli.pose.files import read_poses
+from pevl_cli.weights import find_weights
 
 FIELD = "field"
 PICKLES = "poses/jhmdb14_split1_train.pkl", "poses/tennis4_train.pkl"
@@ -129,15 +123,15 @@ def ship(arguments: argparse.Namespace) -> None:
     model.load_state_dict(averaged([one.state_dict() for one, _ in loaded]))
     labels = facts.label_set
     listed = read_manifest(arguments.made / "clips.csv")
-    poses = read_recorded(arguments.made / "poses", None)
+    poses = read_poses(arguments.made / "poses", None)
     shown, clips = (
         Clips(listed.of(split), labels.names, facts.model, None, poses=poses)
         for split in ("train", "val")
     )
     examples = shown.examples(len(shown), facts.training["seed"])
-    model.prototypes = prototypes(summed_videos(model, examples, len(labels)))
-    texts, both_ways = encode_labels(model, labels), looks_both_ways(model, labels)
-    found = matches(model, [clips[i] for i in range(len(clips))], texts, both_ways=both_ways)
+    model.prototypes = prototypes(sum_video_features(model, examples, len(labels)))
+    texts, flip_at_test = encode_labels(model, labels), flips_at_test(model, labels)
+    found = matches(model, [clips[i] for i in range(len(clips))], texts, flip_at_test=flip_at_test)
     familiar = found.familiar(model.prototypes)
     fitted = asdict(fit_scores(found.similarities, clips.labels, familiar))
     sets = [read_manifest(arguments.data / FIELD)]

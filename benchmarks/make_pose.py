@@ -2,7 +2,7 @@
 
     python benchmarks/make_pose.py frames FIELD --teacher yolo11n-pose.pt --out DIR
     python benchmarks/make_pose.py train --teacher yolo11n-pose.pt --out DIR
-    python benchmarks/make_pose.py ship --out DIR --to pevl_cli/data/pose/pevl-pose.pt
+    python benchmarks/make_pose.py ship --out DIR --to pevl_cli/assets/pose/pevl-pose.pt
 
 FIELD is a data set's folder with a train split; nothing else of it is looked at. `train` goes on
 where it was stopped. Weights begin at random; they learn the teacher's answers, and what the
@@ -27,10 +27,10 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import PoseModel
 
 from pevl_cli.cache import write_aside
-from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.skeletons import LAYOUTS
-from pevl_cli.video import sample_clip
+from pevl_cli.media.video import sample_clip
+from pevl_cli.pose.skeletons import LAYOUTS
 
 LAYOUT = LAYOUTS["coco17"]
 FRAMES = 14  # of each clip

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pevl_cli.settings import POSES_ALONE, load_settings
-from pevl_cli.train import train
+from pevl_cli.training.settings import POSE_ONLY, load_settings
+from pevl_cli.training.train import train
 
 STILL = {"augment.turn_deg": 0.0, "augment.scale": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
@@ -27,9 +27,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "class tokens without the joints": {"model.class_token": "patches"},
     "contrast within the batch": {"model.contrast": "batch"},
     "with the temporal adapter": {"model.video_temporal": True},
-    "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSES_ALONE.items()},
+    "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSE_ONLY.items()},
     "without turning and scaling": STILL,
-    "without joint noise and dropout": {"augment.joint_noise": 0.0, "augment.joint_loss": 0.0},
+    "without joint noise and dropout": {"augment.joint_noise": 0.0, "augment.joint_dropout": 0.0},
     "without temporal speed": {"augment.shortest": 1.0},
     "with two phrasings a label": {"data.labels": str(Path(__file__).with_name("field21.txt"))},
     "without averaging of the weights": {"optim.ema_decay": 0.0},

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from ultralytics.utils.metrics import OKS_SIGMA, kpt_iou
 
-from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.pose import Actor, Footage, PoseDetector, find_weights
-from pevl_cli.video import VIDEO_SUFFIXES, Clip, sample_clip
+from pevl_cli.media.video import VIDEO_SUFFIXES, Clip, sample_clip
+from pevl_cli.pose.actor import Actor, FrameSource
+from pevl_cli.pose.detector import PoseDetector
+from pevl_cli.weights import find_weights
 
 VISIBLE = 0.5
 SAME = 0.5
@@ -47,7 +49,7 @@ def main() -> None:
             found = []
             for i, detector in enumerate((teacher, other)):
                 began = time.perf_counter()
-                found.append(detector.find_actor(Footage.of_clip(clip)))
+                found.append(detector.find_actor(FrameSource.of_clip(clip)))
                 seconds[i] += time.perf_counter() - began
             similar, distance = _compare(*found)
             same += similar

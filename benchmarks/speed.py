@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
+from pevl_cli.data.samples import make_sample
 from pevl_cli.labels import read_labels
+from pevl_cli.media.video import sample_clip
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import mean_of
-from pevl_cli.pose import PoseDetector
+from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.recognise import Recogniser
-from pevl_cli.samples import make_sample
-from pevl_cli.video import sample_clip
 
 
 def xclip_video_tower() -> tuple[torch.nn.Module, torch.Tensor]:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import torch
 
-from pevl_cli.clips import Order
+from pevl_cli.data.batches import BatchPlan
 from pevl_cli.labels import LabelSet
-from pevl_cli.model.pevl import Batch, PeVL
-from pevl_cli.settings import load_settings
-from pevl_cli.train import Trainer
+from pevl_cli.model.features import Batch
+from pevl_cli.model.pevl import PeVL
+from pevl_cli.training.settings import load_settings
+from pevl_cli.training.trainer import Trainer
 
 VARIANTS = {
     "as it is": {},
@@ -49,7 +50,7 @@ def main() -> None:
         )
         torch.manual_seed(0)
         trainer = Trainer(PeVL(settings.model), LabelSet(names, names), settings)
-        order = Order([i % 20 for i in range(64)], arguments.batch_size, 8, 1, 0.0, 0)
+        order = BatchPlan([i % 20 for i in range(64)], arguments.batch_size, 8, 1, 0.0, 0)
         batches = clips(settings.model.image_size, arguments.batch_size)
         started = time.perf_counter()
         trainer._step(batches, order, 1, 0)

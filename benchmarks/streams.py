@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.data.manifest import read_manifest
+from pevl_cli.data.samples import view
 from pevl_cli.metrics import accuracy
-from pevl_cli.model.pevl import Batch
+from pevl_cli.model.features import Batch
 from pevl_cli.recognise import load
-from pevl_cli.samples import view
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 from pevl_cli import recognise
-from pevl_cli.datasets.manifest import read_manifest
+from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.video import VIDEO_SUFFIXES
+from pevl_cli.media.video import VIDEO_SUFFIXES
 
 
 def main() -> None:

@@ -235,7 +235,7 @@ def bundled_label_sets() -> list[str]:
 
 def _bundled_folder() -> Path:
     package = Path(__file__).parent
-    in_wheel = package / "data" / "labels"
+    in_wheel = package / "assets" / "labels"
     # An editable install does not see what the wheel build puts into the package.
     return in_wheel if in_wheel.is_dir() else package.parent / "labels"
 

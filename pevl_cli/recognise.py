@@ -20,17 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.data.samples import Sample, read_sample
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluate import encode_labels, looks_both_ways, matches
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
+from pevl_cli.matching import encode_labels, flips_at_test, matches
 from pevl_cli.model import checkpoint
+from pevl_cli.model.calibration import scores
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import CONFIGS, ModelConfig
-from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL, Texts
-from pevl_cli.model.sgmc import Matches, mean_of, scores
-from pevl_cli.pose import PoseDetector
-from pevl_cli.samples import Sample, read_sample
+from pevl_cli.model.features import Texts
+from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL
+from pevl_cli.model.sgmc import Similarities, mean_of
+from pevl_cli.pose.detector import PoseDetector
 
 DEFAULT_CHECKPOINT = "pevl-mini"
 
@@ -139,14 +141,14 @@ class Recogniser:
 
     def matches(
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
-    ) -> Matches:
+    ) -> Similarities:
         """How samples match labels."""
-        both_ways = looks_both_ways(self.model, labels)
+        flip_at_test = flips_at_test(self.model, labels)
         looked = self.detector is not None
         texts = self.encode(labels)
-        return matches(self.model, samples, texts, views, batch, looked, both_ways)
+        return matches(self.model, samples, texts, views, batch, looked, flip_at_test)
 
-    def scores(self, found: Matches, labels: LabelSet) -> Tensor:
+    def scores(self, found: Similarities, labels: LabelSet) -> Tensor:
         """How sure each of these labels is, (N, C): `model.sgmc.scores`, as fitted."""
         familiar = found.familiar(self.prototypes(labels))
         fitted = self.temperature, self.agreement, self.likely

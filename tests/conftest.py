@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"  # real clips and weights, not part of the repository
 CELL_PX, COLUMNS, ROWS = 8, 20, 16  # a film's square stands in one of these cells
 WIDTH, HEIGHT = COLUMNS * CELL_PX, ROWS * CELL_PX
 CODECS = {
@@ -42,15 +44,14 @@ def _few_threads() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real clips, kept beside the repository and not part of it."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not (folder / "data").is_dir():
+    if not (SHARED / "data").is_dir():
         pytest.skip("needs the real clips in ../shared/data, which are not here")
-    return folder
+    return SHARED
 
 
 @pytest.fixture(scope="session")
 def pose_weights() -> Path:
-    file = Path(__file__).parents[2] / "shared" / "weights" / "yolo11n-pose.pt"
+    file = SHARED / "weights" / "yolo11n-pose.pt"
     if not file.is_file():
         pytest.skip("needs ../shared/weights/yolo11n-pose.pt, which is not here")
     return file
@@ -139,5 +140,4 @@ def _write_rotation(path: Path, degrees: int) -> None:
 
 def child_environment(**changes: str) -> dict[str, str]:
     """Environment for a `pevl` in a process of its own."""
-    repository = str(Path(__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1", **changes}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}

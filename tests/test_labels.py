@@ -12,13 +12,7 @@ import pytest
 
 from pevl_cli import labels as module
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.labels import (
-    DEFAULT_PROMPT,
-    LabelSet,
-    bundled_label_sets,
-    parse_labels,
-    read_labels,
-)
+from pevl_cli.labels import DEFAULT_PROMPT, LabelSet, bundled_label_sets, parse_labels, read_labels
 
 BUNDLED = {
     "diving48": (48, "diving action"),
@@ -220,7 +214,7 @@ def test_bundled_sets_are_found_in_a_wheel_first(
     monkeypatch.setattr(module, "__file__", str(tmp_path / "pevl_cli" / "labels.py"))
     assert read_labels("some").names == ("beside",)
 
-    inside = tmp_path / "pevl_cli" / "data" / "labels"
+    inside = tmp_path / "pevl_cli" / "assets" / "labels"
     inside.mkdir(parents=True)
     write(inside, b"inside\n", "other.txt")
     assert bundled_label_sets() == ["other"]

@@ -7,17 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pevl_cli.metrics import (
-    REFUSED,
-    UNUSUAL,
-    accuracy,
-    fit_scores,
-    intervals,
-    paired,
-    ranks,
-    reliability,
-)
-from pevl_cli.model.sgmc import agreement, mean_of, scores
+from pevl_cli.metrics import accuracy, intervals, paired, ranks, reliability
+from pevl_cli.model.calibration import REFUSED, UNUSUAL, agreement, fit_scores, scores
+from pevl_cli.model.sgmc import mean_of
 
 NAMES = tuple("abcdefg")
 

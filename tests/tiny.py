@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pevl_cli.model.config import CONFIGS, ModelConfig
-from pevl_cli.model.pevl import Batch, PeVL
+from pevl_cli.model.features import Batch
+from pevl_cli.model.pevl import PeVL
 
 T, S, J = 4, 12, 5
 LABELS = ("jump over the beam", "turn", "split leap with a half turn")
@@ -34,7 +35,7 @@ _SIZES: dict[str, Any] = {
     "image_std": (0.27, 0.26, 0.28),
     "video_temporal": True,
     "class_token": "patches",
-    "both_ways": False,
+    "flip_at_test": False,
     "pose_pool": "mean",
     "pose_layers": None,
     "dropout": 0.0,

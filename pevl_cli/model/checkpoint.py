@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pevl_cli import weights
 from pevl_cli.cache import write_aside
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
@@ -25,7 +26,6 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
 FORMAT = 1
-BUNDLED = Path(__file__).parent.parent / "data" / "checkpoints"
 
 
 class Labels(BaseModel):
@@ -116,22 +116,15 @@ def _of_base(key: str) -> bool:
     return key.startswith(("visual.", "text."))
 
 
-def bundled() -> list[str]:
-    """Names of the checkpoints inside the package."""
-    if not BUNDLED.is_dir():
-        return []
-    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
-
-
 def find(checkpoint: str | Path) -> Path:
     """The folder of a checkpoint given by path, or by a bundled one's name."""
     path = Path(checkpoint)
     if path.is_file() and path.name in {"config.json", "model.safetensors"}:
         path = path.parent
-    if not path.is_dir() and str(checkpoint) in bundled():
-        path = BUNDLED / str(checkpoint)
+    if not path.is_dir() and str(checkpoint) in weights.bundled():
+        path = weights.BUNDLED / str(checkpoint)
     if not path.is_dir():
-        names = ", ".join(bundled()) or "none"
+        names = ", ".join(weights.bundled()) or "none"
         raise PevlError(
             f"{checkpoint}: no such checkpoint folder, and not a bundled name ({names})."
         )

@@ -51,14 +51,14 @@ class ModelConfig(BaseModel):
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
-    lacking_joints: bool = False  # a skeleton may lack some: they count as not seen
+    allow_missing_joints: bool = False  # a skeleton may lack some: they count as not seen
     pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor and widened to hold all of him or her; "actor": the actor's box with a margin.
     crop: Literal["full", "follow", "actor"] = "full"
-    both_ways: bool = False  # a clip is judged as it is and mirrored, unless labels name a side
+    flip_at_test: bool = False  # a clip is judged as it is and mirrored, unless labels name a side
     # parts
     video: bool = True
     pose: bool = True
@@ -122,7 +122,7 @@ class ModelConfig(BaseModel):
         return tuple(s for s in self.similarities if needs[s])
 
     @property
-    def looks_at_body(self) -> bool:
+    def has_body_token(self) -> bool:
         """Whether the video's class tokens start from what is to be seen at the joints."""
         return self.class_token == "body" and self.video and self.pose
 
@@ -172,7 +172,7 @@ CONFIGS = {
         stem="pose",
         class_token="body",
         crop="follow",
-        both_ways=True,
+        flip_at_test=True,
         quick_gelu=False,
         frozen_base=False,
         pose_features="body",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -12,182 +11,17 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pevl_cli.model.clip import Adapter, Block, TextTower, VisualTower, tokenise
-from pevl_cli.model.config import HEATMAP_PX, ModelConfig, Similarity
+from pevl_cli.model.adapters import Adapter, Block
+from pevl_cli.model.clip import TextTower, VisualTower, tokenise
+from pevl_cli.model.config import ModelConfig, Similarity
+from pevl_cli.model.features import Batch, Features, Texts
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
-from pevl_cli.model.sgmc import Matches, fine_similarity
+from pevl_cli.model.pose_embedding import HeatmapEmbedding, PoseEmbedding
+from pevl_cli.model.sgmc import Similarities, fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: CLIP's limit of 1/τ.
 MAX_LOGIT_SCALE = 4.6052
-# Of a joint's Gaussian: PoseConv3D's 0.6 pixels on a grid half as fine.
-HEATMAP_SIGMA_PX = 1.2
-
-
-@dataclass(frozen=True)
-class Batch:
-    """N clips. Either part may be None: the model then works with the other alone."""
-
-    frames: Tensor | None  # (N, T, 3, H, W) uint8 RGB, or float in [0, 1]
-    joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the crop, and 1 = visible
-    has_video: Tensor | None = None  # (N,) bool; None = all
-
-    def to(self, device: torch.device | str) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
-
-
-@dataclass(frozen=True)
-class Texts:
-    """C encoded label texts, unit length."""
-
-    sentences: Tensor  # (C, e)
-    words: Tensor  # (C, L, e)
-    word_mask: Tensor  # (C, L) bool
-    label: Tensor | None = None  # (C,) whose text it is, where a label has several
-
-    def __getitem__(self, index: Tensor) -> Texts:
-        return Texts(self.sentences[index], self.words[index], self.word_mask[index])
-
-    def to(self, device: torch.device | str) -> Texts:
-        label = None if self.label is None else self.label.to(device)
-        words, mask = self.words.to(device), self.word_mask.to(device)
-        return Texts(self.sentences.to(device), words, mask, label)
-
-    def by_label(self, similarity: Tensor) -> Tensor:
-        """Similarities with texts (N, C) -> with labels: the mean over each label's texts."""
-        if self.label is None:
-            return similarity
-        labels = int(self.label.max()) + 1
-        share = F.one_hot(self.label, labels).to(similarity)
-        return similarity @ (share / share.sum(0))
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the encoders say of N clips, in the joint space, unit length."""
-
-    video: Tensor | None  # V (N, e), after P2V
-    pose: Tensor | None  # P (N, e), after V2P
-    frames: Tensor | None  # F (N, S, e)
-    seen: Tensor | None  # (N, S) bool
-    has_video: Tensor | None  # (N,) bool
-    joined: Tensor | None  # (N, e), of the "concat" similarity
-    video_before: Tensor | None  # z_v and z_p, before refinement
-    pose_before: Tensor | None
-
-
-class PoseEmbedding(nn.Module):
-    """Joints to tokens: (N, S, J, 3) -> (N, S, 1 + J, d). A linear map of each joint, a learned
-    joint and time embedding, and a class token a frame.
-
-    ``pose_features="body"`` adds what a small model cannot learn from a few hundred clips: each
-    joint is told where all others are relative to it and where it moves to, and the frame's class
-    token starts from two convolutions over time of the whole body (distances between joints and
-    their motion, as in DD-Net).
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.body = config.pose_features == "body"
-        width, joints = config.width, config.joints
-        size = 3 + (2 + 2 * joints + 4 if self.body else 0)
-        self.joint = nn.Linear(size, width)
-        scale = width**-0.5
-        self.joint_embedding = nn.Parameter(scale * torch.randn(joints + 1, width))
-        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
-        self.norm = nn.LayerNorm(width)
-        if self.body:
-            self.frame = nn.Sequential(
-                nn.Conv1d(joints * 7 + joints * joints, 2 * width, 1, bias=False),
-                nn.BatchNorm1d(2 * width),
-                nn.GELU(),
-                nn.Dropout(config.dropout),
-                nn.Conv1d(2 * width, width, 5, padding=2, bias=False),
-                nn.BatchNorm1d(width),
-                nn.GELU(),
-                nn.Dropout(config.dropout),
-                nn.Conv1d(width, width, 5, padding=2, bias=False),
-                nn.BatchNorm1d(width),
-            )
-
-    def forward(self, joints: Tensor) -> Tensor:
-        visible = joints[..., 2:]
-        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
-        joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
-        if self.body:
-            near, offsets = _body_features(joints)
-            tokens = self.joint(torch.cat([joints, near, offsets.flatten(-2)], -1))
-            distances = offsets.square().sum(-1).add(1e-6).sqrt()
-            whole = torch.cat([near.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
-            frame = self.frame(whole.transpose(1, 2)).transpose(1, 2)[:, :, None]
-        else:
-            tokens = self.joint(joints)
-            frame = torch.zeros_like(tokens[:, :, :1])
-        tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
-        tokens = tokens + self.time_embedding[: tokens.shape[1], None]
-        out: Tensor = self.norm(tokens)
-        return out
-
-
-class HeatmapEmbedding(nn.Module):
-    """Joints to the patches of their heatmaps: (N, S, J, 3) -> (N, S, 1 + P, d).
-
-    One channel a joint, cut into patches as CLIP cuts pictures, with a learned place and time
-    embedding and a class token a frame. Source: Table 9, whose heatmaps follow PoseConv3D.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, size = config.width, config.heatmap_patch
-        self.patch = nn.Conv2d(config.joints, width, size, size)
-        scale = width**-0.5
-        places = 1 + (HEATMAP_PX // size) ** 2
-        self.place_embedding = nn.Parameter(scale * torch.randn(places, width))
-        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, joints: Tensor) -> Tensor:
-        n, s = joints.shape[:2]
-        patches = self.patch(heatmaps(joints).flatten(0, 1))
-        tokens = rearrange(patches, "(n s) d r c -> n s (r c) d", n=n)
-        tokens = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], 2) + self.place_embedding
-        tokens = tokens + self.time_embedding[:s, None]
-        out: Tensor = self.norm(tokens)
-        return out
-
-
-def heatmaps(joints: Tensor) -> Tensor:
-    """Small Gaussians: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen."""
-    centre = (torch.arange(HEATMAP_PX, device=joints.device) + 0.5) / HEATMAP_PX
-    # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
-    point = torch.where(joints[..., 2:] > 0, joints[..., :2], 0)
-    away = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
-    x, y = (-away.square() / 2).exp().unbind(-2)
-    return (y * joints[..., 2:])[..., :, None] * x[..., None, :]
-
-
-def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
-
-    The first: place relative to the body's centre, steps over 1 and 3 frames. The second: offsets
-    to every other joint. Zero wherever a joint that is needed is not visible.
-    """
-    point, visible = joints[..., :2], joints[..., 2:]
-    count = visible.sum(2, keepdim=True).clamp_min(1)
-    centre = (point * visible).sum(2, keepdim=True) / count
-    away = (point - centre) * visible
-    spread = away.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
-    someone = visible.amax((-1, -2))
-    size = (spread * someone).sum(1) / someone.sum(1).clamp_min(1)
-    size = size.clamp_min(0.02)[:, None, None, None]
-    both = visible[:, :, None] * visible[..., None, :]
-    offsets = (point[:, :, None] - point[:, :, :, None]) * both / size[..., None]
-    steps = []
-    for lag in (1, 3):
-        step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
-        steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
-    return torch.cat([away / size, *(s / size for s in steps)], -1), offsets
 
 
 class PeVL(nn.Module):
@@ -356,7 +190,7 @@ class PeVL(nn.Module):
             for block, adapters in zip(
                 blocks[:count], _pairs(self.pose_adapters, count), strict=True
             ):
-                pose, flat = self._maybe_again(self._pose_block, block, adapters, pose)
+                pose, flat = self._checkpointed(self._pose_block, block, adapters, pose)
             if frames is not None and config.p2v:
                 body = self._weigh_body(blocks[count - 1], flat, joints)
         if frames is None:
@@ -376,7 +210,7 @@ class PeVL(nn.Module):
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
         ):
-            x = self._maybe_again(self._video_block, block, adapters, x, n, i == 0)
+            x = self._checkpointed(self._video_block, block, adapters, x, n, i == 0)
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
@@ -385,7 +219,7 @@ class PeVL(nn.Module):
             video = video.new_zeros(len(has_video), *video.shape[1:]).index_copy(0, there, video)
         return video, pose, all_bodies
 
-    def _maybe_again(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _checkpointed(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; with ``checkpointing`` it is computed once more backwards."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
@@ -482,7 +316,7 @@ class PeVL(nn.Module):
         total: Tensor | None = None
         count: Tensor | None = None
         for kind, value in similarities.items():
-            use = _says_something(kind, features, value)[:, None].to(value)
+            use = _has_evidence(kind, features, value)[:, None].to(value)
             total = value * use if total is None else total + value * use
             count = use if count is None else count + use
         if total is None or count is None:
@@ -494,7 +328,7 @@ class PeVL(nn.Module):
         features = self.encode(batch)
         return texts.by_label(self.combine(self.similarities(features, texts), features))
 
-    def matches(self, batch: Batch, texts: Texts) -> Matches:
+    def matches(self, batch: Batch, texts: Texts) -> Similarities:
         """Each of the B similarities of every clip with every label: S is their mean. And V.
 
         NaN where a similarity has nothing to go by: no video, nobody seen.
@@ -502,14 +336,14 @@ class PeVL(nn.Module):
         features = self.encode(batch)
         parts = []
         for kind, value in self.similarities(features, texts).items():
-            use = _says_something(kind, features, value)[:, None]
+            use = _has_evidence(kind, features, value)[:, None]
             # What damaged weights give must not pass for "nothing to go by".
             numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
             parts.append(numbers.where(use, torch.nan))
         video = None if features.video is None else features.video.float()
         if video is not None and features.has_video is not None:
             video = video.where(features.has_video[:, None], torch.nan)
-        return Matches(torch.stack(parts, 1), video)
+        return Similarities(torch.stack(parts, 1), video)
 
     def loss(
         self,
@@ -545,7 +379,7 @@ class PeVL(nn.Module):
         total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))
         if config.branch_loss_weight:
             for kind, part in parts.items():
-                use = _says_something(kind, features, part)
+                use = _has_evidence(kind, features, part)
                 if use.any():
                     total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
@@ -565,7 +399,7 @@ class PeVL(nn.Module):
         return total, combined.detach()
 
 
-def _says_something(kind: Similarity, features: Features, value: Tensor) -> Tensor:
+def _has_evidence(kind: Similarity, features: Features, value: Tensor) -> Tensor:
     """For which clips a similarity rests on anything: (N,) bool."""
     if kind == "vs" and features.has_video is not None:
         return features.has_video

@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Matches:
+class Similarities:
     """How N clips match C labels, and what they look like."""
 
     similarities: Tensor  # (N, B, C) in [-1, 1]; NaN where one has nothing to go by
     video: Tensor | None = None  # V (N, e), the mean of what was looked at; NaN without a video
 
-    def each(self) -> list[Matches]:
+    def each(self) -> list[Similarities]:
         """One by one."""
         ones = self.similarities.split(1)
         videos = [None] * len(ones) if self.video is None else self.video.split(1)
-        return [Matches(one, video) for one, video in zip(ones, videos, strict=True)]
+        return [Similarities(one, video) for one, video in zip(ones, videos, strict=True)]
 
     @staticmethod
-    def joined(parts: Sequence[Matches]) -> Matches:
+    def joined(parts: Sequence[Similarities]) -> Similarities:
         """One after the other; either all parts have videos, or none."""
         videos = [part.video for part in parts if part.video is not None]
         assert len(videos) in (0, len(parts))
         together = torch.cat([part.similarities for part in parts])
-        return Matches(together, torch.cat(videos) if videos else None)
+        return Similarities(together, torch.cat(videos) if videos else None)
 
     def familiar(self, prototypes: Tensor | None) -> Tensor | None:
         """Cosines of each clip's video with the labels' ``prototypes`` (C, e): (N, C), NaN where
@@ -82,55 +82,3 @@ def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor
 def mean_of(similarities: Tensor) -> Tensor:
     """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without those that are NaN."""
     return similarities.nanmean(1).nan_to_num(0)
-
-
-def agreement(similarities: Tensor, temperature: float) -> Tensor:
-    """How far B similarities see the same in a clip: (N, B, C) -> (N,) in (0, 1], float64.
-
-    The sum over labels of the geometric mean of what each makes of them, softmax(s/τ): 1 where they
-    are at one, near 0 where video and pose are sure of different labels, as they are where a clip
-    shows none of them. NaN is left out.
-    """
-    parts = (similarities.double() / temperature).log_softmax(2).nanmean(1)
-    return parts.exp().sum(1).nan_to_num(1)
-
-
-def nearest(familiar: Tensor, mean: Tensor, typical: float) -> Tensor:
-    """How far each clip looks like any that a label was learnt from: the largest of
-    `Matches.familiar`; both and S (N, C) -> (N,), float64.
-
-    What is ``typical`` for a clip without a video, and where the first label was not learnt from
-    any: that it looks like no other is nothing against it.
-    """
-    first = familiar.gather(1, mean.argmax(1, keepdim=True))[:, 0]
-    best = familiar.double().nan_to_num(-torch.inf).amax(1)
-    return torch.where(first.isnan(), typical, best)
-
-
-def scores(
-    similarities: Tensor,
-    temperature: float,
-    usual: float | None = None,
-    likely: tuple[float, float] | None = None,
-    familiar: Tensor | None = None,
-    familiarity: tuple[float, float] | None = None,
-) -> Tensor:
-    """How sure each label is: (N, B, C) -> (N, C) in [0, 1], float64; they order labels as S does.
-
-    With ``likely`` = (slope, offset), σ(slope·S + offset): each label by itself, so that none is
-    sure where all are far. To that, with ``familiarity`` = (slope, typical), slope·(f - typical)
-    is added, f the clip's `nearest`. Without ``likely``, softmax(S/τ). Either is so much less as
-    the similarities agree less than is ``usual`` of known actions.
-    """
-    mean = mean_of(similarities).double()
-    if likely is None:
-        chosen = (mean / temperature).softmax(1)
-    else:
-        logits = likely[0] * mean + likely[1]
-        if familiarity is not None and familiar is not None:
-            slope, typical = familiarity
-            logits = logits + slope * (nearest(familiar, mean, typical) - typical)[:, None]
-        chosen = logits.sigmoid()
-    if usual is None:
-        return chosen
-    return chosen * (agreement(similarities, temperature) / usual).clamp(max=1)[:, None]

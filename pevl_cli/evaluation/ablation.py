@@ -1,0 +1,343 @@
+"""The variants of the paper's Tables 4 to 9, trained and measured, beside the paper's figures.
+
+Every variant is the chosen config with some parts switched, trained by one schedule; its figures
+are those of the last epoch, so that nothing is chosen on the clips it is measured on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pevl_cli import recognise
+from pevl_cli.cache import write_aside
+from pevl_cli.data.manifest import Manifest
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.evaluation.benchmark import benchmark
+from pevl_cli.evaluation.cost import Cost, cost_of
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.pose.files import PoseStore
+from pevl_cli.training.run_folder import data_hash, has_state
+from pevl_cli.training.settings import TrainSettings
+from pevl_cli.training.train import fitted, train
+from pevl_cli.training.trainer import Event
+
+ONE_LEVEL: dict[str, Any] = {  # what comes before the SGMC module: joined features, plain contrast
+    "similarities": ("concat",),
+    "semantic_loss": False,
+}
+NO_UCMR: dict[str, Any] = {"p2v": False, "v2p": False, "refinement_loss": False}
+NO_ADAPTERS: dict[str, Any] = {
+    "video_adapters": False,
+    "pose_adapters": False,
+    "text_adapters": False,
+}
+# Every distinct variant once, by the name of its folder: tables share them.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pevl": {},
+    "baseline": ONE_LEVEL | NO_UCMR | NO_ADAPTERS | {"pose": False},
+    "frozen-encoders": ONE_LEVEL | NO_UCMR | NO_ADAPTERS,
+    "v-p-t": ONE_LEVEL | NO_UCMR,
+    "ucmr": ONE_LEVEL,
+    "without-ucmr": NO_UCMR,
+    "without-p2v": {"p2v": False},
+    "without-v2p": {"v2p": False},
+    "without-refinement-loss": {"refinement_loss": False},
+    "ps": {"similarities": ("ps",)},
+    "vs": {"similarities": ("vs",)},
+    "fw": {"similarities": ("fw",)},
+    "vs-fw": {"similarities": ("vs", "fw")},
+    "ps-vs": {"similarities": ("ps", "vs")},
+    "ps-fw": {"similarities": ("ps", "fw")},
+    "vanilla-loss": {"semantic_loss": False},
+    "semantic-loss": {"semantic_loss": True},
+    "v": NO_UCMR | {"similarities": ("vs",), "semantic_loss": False, "pose": False, "text": False},
+    "p": NO_UCMR | {"similarities": ("ps",), "semantic_loss": False, "video": False, "text": False},
+    "v-p": ONE_LEVEL | NO_UCMR | {"text": False},
+    "v-t": NO_UCMR | {"similarities": ("vs",), "semantic_loss": False, "pose": False},
+    "p-t": NO_UCMR | {"similarities": ("ps",), "semantic_loss": False, "video": False},
+    "no-adapters": NO_ADAPTERS,
+    "video-adapters": NO_ADAPTERS | {"video_adapters": True},
+    "pose-adapters": NO_ADAPTERS | {"pose_adapters": True},
+    "text-adapters": NO_ADAPTERS | {"text_adapters": True},
+    "video-pose-adapters": {"text_adapters": False},
+}
+VARIANTS["p-coordinates"] = VARIANTS["p"] | {"pose_features": "xy"}
+VARIANTS["p-heatmaps"] = VARIANTS["p"] | {"pose_features": "heatmap"}
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    variant: str
+    paper_top1: float | None = None  # in %, on Diving48, ViT-B/16
+    paper_top5: float | None = None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    table: int  # of the paper
+    title: str
+    rows: tuple[Row, ...]
+    costs: bool = False  # the paper's table has GFLOPs and tunable parameters
+
+
+FULL = Row("PeVL", "pevl", 91.9, 99.6)
+ABLATIONS: dict[str, Ablation] = {
+    "components": Ablation(
+        4,
+        "proposed components, one after the other",
+        (
+            Row("Baseline (v, t)", "baseline", 60.2, 79.0),
+            Row("+ Pose", "frozen-encoders", 80.3, 93.5),
+            Row("+ Adapters", "v-p-t", 87.3, 97.8),
+            Row("+ UCMR Block", "ucmr", 90.6, 99.3),
+            Row("+ SGMC Module", "pevl", 91.9, 99.6),
+        ),
+    ),
+    "ucmr": Ablation(
+        5,
+        "P2V and V2P in the UCMR block",
+        (
+            FULL,
+            Row("w/o UCMR Block", "without-ucmr", 88.9, 98.9),
+            Row("w/o P2V", "without-p2v", 91.1, 99.3),
+            Row("w/o V2P", "without-v2p", 90.4, 99.2),
+            Row("w/o Refinement Supervision", "without-refinement-loss", 91.0, 99.0),
+        ),
+    ),
+    "similarities": Ablation(
+        6,
+        "contrastive learning methods",
+        (
+            Row("S_PS", "ps", 91.0),
+            Row("S_VS", "vs", 90.9),
+            Row("S_FW", "fw", 90.9),
+            Row("S_VS, S_FW", "vs-fw", 91.4),
+            Row("S_PS, S_VS", "ps-vs", 91.3),
+            Row("S_PS, S_FW", "ps-fw", 91.4),
+            Row("all three, vanilla contrast (Sec. 4.3.3)", "vanilla-loss", 91.4),
+            Row("all three, Eq. 5", "semantic-loss", 91.9),
+        ),
+    ),
+    "modalities": Ablation(
+        7,
+        "modalities",
+        (
+            Row("V encoder", "v", 62.9),
+            Row("P encoder", "p", 82.6),
+            Row("V+P encoders", "v-p", 86.2),
+            Row("V+T encoders", "v-t", 65.1),
+            Row("P+T encoders", "p-t", 83.8),
+            Row("V+P+T encoders", "v-p-t", 87.3),
+            Row("PeVL", "pevl", 91.9),
+        ),
+        costs=True,
+    ),
+    "adapters": Ablation(
+        8,
+        "adapters in the video, pose and text encoder",
+        (
+            Row("none", "no-adapters", 84.9, 96.6),
+            Row("video", "video-adapters", 85.5, 96.9),
+            Row("pose", "pose-adapters", 86.4, 97.4),
+            Row("text", "text-adapters", 86.2, 97.2),
+            Row("video, pose", "video-pose-adapters", 87.8, 98.0),
+            Row("video, pose, text", "pevl", 91.9, 99.6),
+        ),
+    ),
+    "pose-input": Ablation(
+        9,
+        "forms of pose input, P encoder alone",
+        (
+            Row("Heatmaps", "p-heatmaps", 80.1, 96.0),
+            Row("Coordinates", "p-coordinates", 82.6, 96.7),
+        ),
+        costs=True,
+    ),
+}
+
+
+@dataclass
+class Measured:
+    """One row of a table, over its seeds."""
+
+    row: Row
+    config: ModelConfig
+    top1: list[float] = field(default_factory=list)
+    top5: list[float] = field(default_factory=list)
+    mean_class: list[float] = field(default_factory=list)
+    cost: Cost | None = None
+
+
+Listener = Callable[[str, Event], None]
+
+
+def ablate(
+    name: str,
+    settings: TrainSettings,
+    manifest: Manifest,
+    poses: PoseStore | None,
+    seeds: Sequence[int],
+    listener: Listener = lambda variant, event: None,
+) -> list[Measured]:
+    """Train and measure every variant of one of the paper's tables, with each seed.
+
+    Runs lie below the settings' folder, one a variant and seed. What lies there already is read,
+    and a run that was stopped goes on, so that a second call continues the first.
+    UsageError when a variant does not fit the config. KeyboardInterrupt leaves all that was done.
+    """
+    # Joints as they were recorded; all else as it is chosen, also where there are poses alone.
+    seen = fitted(settings, manifest, poses).model
+    model = settings.model.model_copy(update={"layout": seen.layout, "joints": seen.joints})
+    settings = settings.model_copy(update={"model": model})
+    if not seen.video and name != "pose-input":
+        raise UsageError(f"--ablation {name}: {manifest.source} has no videos, and it is of them.")
+    found = []
+    for row in ABLATIONS[name].rows:
+        variant = _first_like(row.variant, settings.model)
+        one = Measured(row, _config(settings.model, VARIANTS[variant]))
+        for seed in seeds:
+            folder = settings.folder / f"{variant}-seed{seed}"
+            got = _measure(folder, settings, one.config, seed, manifest, poses, listener)
+            one.top1.append(got["top1"])
+            one.top5.append(got["top5"])
+            one.mean_class.append(got["mean_class"])
+        if ABLATIONS[name].costs:
+            config = one.config.model_copy(update={"classes": len(manifest.labels)})
+            one.cost = cost_of(config, manifest.labels)
+        found.append(one)
+    return found
+
+
+def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    try:
+        # `classes` is known once the data set is.
+        return ModelConfig.model_validate(config.model_dump() | {"classes": 1} | dict(changes))
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--ablation: {changes} does not fit these settings: {told}.") from error
+
+
+def _first_like(variant: str, config: ModelConfig) -> str:
+    """The first variant that makes the same model: `mini`, say, has no Eq. (5) to begin with."""
+    wanted = _config(config, VARIANTS[variant])
+    return next(v for v, changes in VARIANTS.items() if _config(config, changes) == wanted)
+
+
+def _measure(
+    folder: Path,
+    settings: TrainSettings,
+    config: ModelConfig,
+    seed: int,
+    manifest: Manifest,
+    poses: PoseStore | None,
+    listener: Listener,
+) -> dict[str, float]:
+    own = settings.model_copy(
+        update={
+            "model": config,
+            "run": settings.run.model_copy(update={"out": folder, "seed": seed}),
+        }
+    )
+    made_by = own.model_dump(mode="json", exclude={"run": True, "data": {"workers", "cache_gb"}})
+    made_by |= {
+        "data set": data_hash(manifest),
+        "poses": None if poses is None else poses.digest(),
+        "precision": settings.run.precision,
+    }
+    done = folder / "figures.json"
+    figures: dict[str, Any]
+    if done.exists():
+        try:
+            figures = json.loads(done.read_text(encoding="utf-8"))
+            before = figures["made_by"]
+            float(figures["top1"] + figures["top5"] + figures["mean_class"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PevlError(f"{done}: is damaged ({error!r}); remove it.") from error
+        for part, now in made_by.items():
+            if before.get(part) != now:
+                raise UsageError(
+                    f"{folder}: was made with another '{part}'. All rows of a table need the same: "
+                    "name another folder with --out, or remove this one."
+                )
+        return figures
+    result = train(
+        own,
+        lambda event: listener(folder.name, event),
+        resume=has_state(folder),
+        manifest=manifest,
+        poses=poses,
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    recogniser = recognise.load(
+        folder / "last",
+        settings.clip,
+        settings.run.pose_weights,
+        use_pose=poses is None,
+        device=settings.run.device,
+    )
+    outcome = benchmark(manifest, recogniser, str(folder / "last"), poses)
+    got = outcome.accuracy
+    figures = {
+        "top1": got.top1,
+        "top5": got.top5,
+        "mean_class": got.mean_class,
+        "split": outcome.split,
+        "clips": got.count,
+        "minutes": round(result.seconds / 60, 2),
+        "made_by": made_by,
+    }
+    with write_aside(done) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    for heavy in ("state.pt", "state.older.pt"):  # there is nothing left to continue
+        (folder / heavy).unlink(missing_ok=True)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    return figures
+
+
+def told(settings: TrainSettings, manifest: Manifest) -> str:
+    """What all rows of a table have in common, for its heading."""
+    optim, config = settings.optim, settings.model
+    return (
+        f"{manifest.title}, `{config.name}`, {config.video_frames} + {config.pose_frames} frames, "
+        f"{config.image_size} px, {optim.epochs} epochs of batches of {optim.batch_size}"
+    )
+
+
+def markdown(name: str, found: Sequence[Measured], title: str) -> str:
+    """One table, ours beside the paper's."""
+    ablation = ABLATIONS[name]
+    seeds = len(found[0].top1)
+    lines = [
+        f"### Table {ablation.table}: {ablation.title}",
+        "",
+        f"{title}; {seeds} seed{'s' if seeds != 1 else ''}, mean ± standard deviation, in %. "
+        "Paper: Diving48, ViT-B/16.",
+        "",
+    ]
+    head = ["variant", "top-1", "top-5", "mean class", "paper's top-1", "paper's top-5"]
+    if ablation.costs:
+        head += ["GFLOPs", "tunable (M)"]
+    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for one in found:
+        row = one.row
+        cells = [row.title, *(_spread(v) for v in (one.top1, one.top5, one.mean_class))]
+        cells += ["" if v is None else f"{v:.1f}" for v in (row.paper_top1, row.paper_top5)]
+        if one.cost is not None:
+            cells += [f"{one.cost.gflops['all']:.2f}", f"{one.cost.tunable['all'] / 1e6:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * np.mean(values):.1f} ± {100 * spread:.1f}"

@@ -1,0 +1,196 @@
+"""Two or more results of `pevl benchmark` side by side, clip by clip."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.evaluation.outcome import FORMAT
+from pevl_cli.metrics import Paired, paired
+
+SHOWN = 12  # labels and clips that differ, told
+
+
+@dataclass(frozen=True)
+class Result:
+    """What of a `result.json` is compared."""
+
+    name: str
+    path: str
+    dataset: str
+    split: str
+    top1: float
+    top5: float
+    mean_class: float
+    calibration_error: float
+    low: float  # of top-1
+    high: float
+    answers: dict[str, tuple[str, str]]  # clip -> right label, given label
+    groups: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One result beside the first, on the clips that both have."""
+
+    name: str
+    clips: int
+    paired: Paired | None  # None without such clips
+    labels: list[tuple[str, int, int]]  # label, clips only the first has right, only this one
+    only_first: list[str]  # clips
+    only_this: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    results: list[Result]
+    differences: list[Difference]  # of the second, the third, ... from the first
+
+    HEAD: ClassVar = (
+        "run, %",
+        "split",
+        "clips",
+        "top-1 (95 %)",
+        "top-5",
+        "mean class",
+        "cal. error",
+    )
+
+    def rows(self) -> list[list[str]]:
+        """As text, with the mean over all below."""
+        out = []
+        for r in self.results:
+            figures = (r.top5, r.mean_class, r.calibration_error)
+            out.append(
+                [
+                    *(r.name, f"{r.dataset} {r.split}", f"{len(r.answers):,}"),
+                    f"{100 * r.top1:.1f} ({100 * r.low:.1f}–{100 * r.high:.1f})",
+                    *(f"{100 * v:.1f}" for v in figures),
+                ]
+            )
+        columns = [
+            [getattr(r, name) for r in self.results]
+            for name in ("top1", "top5", "mean_class", "calibration_error")
+        ]
+        mean = [
+            f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+            for values in columns
+        ]
+        return [*out, [f"mean of {len(out)}", "", "", *mean]]
+
+    def told(self) -> list[str]:
+        """The differences in sentences."""
+        lines = []
+        first = self.results[0]
+        for d in self.differences:
+            p = d.paired
+            if p is None:
+                lines.append(f"{d.name} and {first.name} have no clip in common: not compared.")
+                continue
+            lines.append(
+                f"{d.name} against {first.name} on {d.clips:,} common clips: "
+                f"{100 * p.difference:+.1f} points (95 %: {100 * p.interval.low:+.1f} to "
+                f"{100 * p.interval.high:+.1f}); only it is right in {p.only_second}, only "
+                f"{first.name} in {p.only_first}; McNemar's exact test: p = {p.p_value:.3g}."
+            )
+            for label, lost, won in d.labels[:SHOWN]:
+                lines.append(f"  {label}: {won} gained, {lost} lost")
+            for word, clips in (("gained", d.only_this), ("lost", d.only_first)):
+                if clips:
+                    more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
+                    lines.append(f"  {word}: {', '.join(clips[:SHOWN])}{more}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = asdict(self)
+        for result in facts["results"]:
+            result["clips"] = len(result.pop("answers"))
+            del result["groups"]
+        return facts
+
+
+def read_result(path: Path) -> Result:
+    """A result by its folder or its JSON. PevlError when it is none."""
+    file = path / "result.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PevlError(f"{file}: there is no such result of `pevl benchmark`.") from error
+    except (OSError, ValueError) as error:
+        raise PevlError(f"{file}: cannot be read as a result ({error}).") from error
+    try:
+        if raw["format"] > FORMAT:
+            raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
+        got, sure = raw["accuracy"], raw["intervals"]["top1"]
+        return Result(
+            name=file.resolve().parent.name if file.name == "result.json" else file.stem,
+            path=str(path),
+            dataset=raw["dataset"],
+            split=raw["split"],
+            top1=float(got["top1"]),
+            top5=float(got["top5"]),
+            mean_class=float(got["mean_class"]),
+            calibration_error=float(raw["calibration"]["reliability"]["error"]),
+            low=float(sure["low"]),
+            high=float(sure["high"]),
+            answers={c["clip"]: (c["label"], c["predictions"][0][0]) for c in raw["clips"]},
+            groups={c["clip"]: c["group"] for c in raw["clips"]},
+        )
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise PevlError(f"{file}: is no result of `pevl benchmark` ({error!r}).") from error
+
+
+def compare(results: Sequence[Result]) -> Comparison:
+    """The first beside each of the others. UsageError for fewer than two."""
+    if len(results) < 2:
+        raise UsageError("--compare needs two or more folders of results: --compare RUN RUN.")
+    if len({r.name for r in results}) < len(results):  # told apart by the whole path
+        results = [replace(r, name=r.path) for r in results]
+    if len({r.name for r in results}) < len(results):
+        raise UsageError("--compare: the same result was named twice.")
+    return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
+
+
+def _difference(first: Result, other: Result) -> Difference:
+    # One name may mean another clip in another data set; the label tells.
+    common = [
+        clip
+        for clip, (label, _) in first.answers.items()
+        if other.answers.get(clip, ("", ""))[0] == label
+    ]
+    one, two = (
+        np.array([r.answers[c][0] == r.answers[c][1] for c in common], bool) for r in (first, other)
+    )
+    lost = [common[i] for i in np.flatnonzero(one & ~two)]
+    won = [common[i] for i in np.flatnonzero(two & ~one)]
+    losses = Counter(first.answers[c][0] for c in lost)
+    wins = Counter(first.answers[c][0] for c in won)
+    labels = [(label, losses[label], wins[label]) for label in sorted(losses.keys() | wins.keys())]
+    labels.sort(key=lambda row: -abs(row[2] - row[1]))
+    return Difference(
+        name=other.name,
+        clips=len(common),
+        paired=paired(one, two, [first.groups[c] for c in common]) if common else None,
+        labels=labels,
+        only_first=lost,
+        only_this=won,
+    )
+
+
+def markdown(found: Comparison) -> str:
+    head = "| " + " | ".join(found.HEAD) + " |\n|---|---|" + "---:|" * (len(found.HEAD) - 2)
+    rows = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in found.rows()
+    ]
+    told = [
+        f"- {line.strip()}" if line[0] != " " else f"  - {line.strip()}" for line in found.told()
+    ]
+    return "\n".join([head, *rows, "", *told]) + "\n"

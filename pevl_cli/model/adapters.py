@@ -1,0 +1,101 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """The approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Adapter(nn.Module):
+    """Bottleneck whose second layer starts at zero, so that it starts as nothing. Source: AIM."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(nn.functional.gelu(self.down(x)))
+
+
+class Block(nn.Module):
+    """One transformer block of CLIP, in two halves for the adapters to act between."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, n, d) -> what the tokens tell each other, before it is added to x."""
+        x = self.ln_1(x)
+        out: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return self.drop(out)
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """How much the first token attends to each token: (B, n, d) -> (B, n), mean of heads."""
+        heads, width = self.attn.num_heads, self.attn.embed_dim
+        qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
+        q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
+        logits = q[:, :, :1] @ k.transpose(-1, -2) / (width // heads) ** 0.5
+        return logits.softmax(-1).mean(1)[:, 0]
+
+    def forward(
+        self, x: Tensor, adapters: nn.ModuleDict | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5)."""
+        attended = self.attend(x, mask)
+        x = x + attended
+        if adapters is not None:
+            x = x + adapters["attention"](attended)
+        return self.feed(x, adapters)
+
+    def feed(self, x: Tensor, adapters: nn.ModuleDict | None) -> Tensor:
+        normed = self.ln_2(x)
+        x = x + self.drop(self.mlp(normed))
+        return x if adapters is None else x + 0.5 * adapters["mlp"](normed)
+
+
+class Transformer(nn.Module):
+    """Only to keep open_clip's names: `transformer.resblocks.0...`."""
+
+    resblocks: nn.ModuleList
+
+    def __init__(
+        self, width: int, layers: int, heads: int, quick_gelu: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            Block(width, heads, quick_gelu, dropout) for _ in range(layers)
+        )
+        for block in self.blocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
+            out = block.mlp.get_parameter("c_proj.weight")
+            nn.init.normal_(out, std=width**-0.5 * (2 * layers) ** -0.5)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return list(self.resblocks)  # type: ignore[arg-type]

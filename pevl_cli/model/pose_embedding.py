@@ -1,0 +1,126 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pevl_cli.model.config import HEATMAP_PX, ModelConfig
+
+# Of a joint's Gaussian: PoseConv3D's 0.6 pixels on a grid half as fine.
+HEATMAP_SIGMA_PX = 1.2
+
+
+class PoseEmbedding(nn.Module):
+    """Joints to tokens: (N, S, J, 3) -> (N, S, 1 + J, d). A linear map of each joint, a learned
+    joint and time embedding, and a class token a frame.
+
+    ``pose_features="body"`` adds what a small model cannot learn from a few hundred clips: each
+    joint is told where all others are relative to it and where it moves to, and the frame's class
+    token starts from two convolutions over time of the whole body (distances between joints and
+    their motion, as in DD-Net).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.body = config.pose_features == "body"
+        width, joints = config.width, config.joints
+        size = 3 + (2 + 2 * joints + 4 if self.body else 0)
+        self.joint = nn.Linear(size, width)
+        scale = width**-0.5
+        self.joint_embedding = nn.Parameter(scale * torch.randn(joints + 1, width))
+        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
+        self.norm = nn.LayerNorm(width)
+        if self.body:
+            self.frame = nn.Sequential(
+                nn.Conv1d(joints * 7 + joints * joints, 2 * width, 1, bias=False),
+                nn.BatchNorm1d(2 * width),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Conv1d(2 * width, width, 5, padding=2, bias=False),
+                nn.BatchNorm1d(width),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Conv1d(width, width, 5, padding=2, bias=False),
+                nn.BatchNorm1d(width),
+            )
+
+    def forward(self, joints: Tensor) -> Tensor:
+        visible = joints[..., 2:]
+        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+        joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
+        if self.body:
+            near, offsets = _body_features(joints)
+            tokens = self.joint(torch.cat([joints, near, offsets.flatten(-2)], -1))
+            distances = offsets.square().sum(-1).add(1e-6).sqrt()
+            whole = torch.cat([near.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
+            frame = self.frame(whole.transpose(1, 2)).transpose(1, 2)[:, :, None]
+        else:
+            tokens = self.joint(joints)
+            frame = torch.zeros_like(tokens[:, :, :1])
+        tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
+        tokens = tokens + self.time_embedding[: tokens.shape[1], None]
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+class HeatmapEmbedding(nn.Module):
+    """Joints to the patches of their heatmaps: (N, S, J, 3) -> (N, S, 1 + P, d).
+
+    One channel a joint, cut into patches as CLIP cuts pictures, with a learned place and time
+    embedding and a class token a frame. Source: Table 9, whose heatmaps follow PoseConv3D.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, size = config.width, config.heatmap_patch
+        self.patch = nn.Conv2d(config.joints, width, size, size)
+        scale = width**-0.5
+        places = 1 + (HEATMAP_PX // size) ** 2
+        self.place_embedding = nn.Parameter(scale * torch.randn(places, width))
+        self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, joints: Tensor) -> Tensor:
+        n, s = joints.shape[:2]
+        patches = self.patch(heatmaps(joints).flatten(0, 1))
+        tokens = rearrange(patches, "(n s) d r c -> n s (r c) d", n=n)
+        tokens = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], 2) + self.place_embedding
+        tokens = tokens + self.time_embedding[:s, None]
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+def heatmaps(joints: Tensor) -> Tensor:
+    """Small Gaussians: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen."""
+    centre = (torch.arange(HEATMAP_PX, device=joints.device) + 0.5) / HEATMAP_PX
+    # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+    point = torch.where(joints[..., 2:] > 0, joints[..., :2], 0)
+    away = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
+    x, y = (-away.square() / 2).exp().unbind(-2)
+    return (y * joints[..., 2:])[..., :, None] * x[..., None, :]
+
+
+def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
+
+    The first: place relative to the body's centre, steps over 1 and 3 frames. The second: offsets
+    to every other joint. Zero wherever a joint that is needed is not visible.
+    """
+    point, visible = joints[..., :2], joints[..., 2:]
+    count = visible.sum(2, keepdim=True).clamp_min(1)
+    centre = (point * visible).sum(2, keepdim=True) / count
+    away = (point - centre) * visible
+    spread = away.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
+    someone = visible.amax((-1, -2))
+    size = (spread * someone).sum(1) / someone.sum(1).clamp_min(1)
+    size = size.clamp_min(0.02)[:, None, None, None]
+    both = visible[:, :, None] * visible[..., None, :]
+    offsets = (point[:, :, None] - point[:, :, :, None]) * both / size[..., None]
+    steps = []
+    for lag in (1, 3):
+        step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
+        steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
+    return torch.cat([away / size, *(s / size for s in steps)], -1), offsets

@@ -1,0 +1,82 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pevl_cli.media.video import Timeline
+from pevl_cli.pose.actor import Actor
+from pevl_cli.pose.stored import StoredPoses
+from pevl_cli.recognise import Answer
+
+
+def answers_json(answers: Sequence[Answer]) -> str:
+    return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
+
+
+def answers_csv(answers: Sequence[Answer]) -> str:
+    """One line a prediction: the ranks of a video stand below each other."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            *("video", "start_s", "end_s", "rank", "label", "score", "similarity"),
+            *("none_of_these", "warnings"),
+        ]
+    )
+    for a in answers:
+        for rank, p in enumerate(a.predictions, 1):
+            span = [f"{a.start_s:.3f}", f"{a.end_s:.3f}"]
+            none = "yes" if a.none_of_these else "no"
+            values = [f"{p.score:.6f}", f"{p.similarity:.6f}", none, "; ".join(a.warnings)]
+            writer.writerow([a.video, *span, rank, p.label, *values])
+    return out.getvalue()
+
+
+def pose_record(
+    video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
+) -> dict[str, Any]:
+    """What the model sees of one video; ``places`` (T,) into the distinct frames ``indices``."""
+    frames = []
+    for u in places.tolist():
+        joints = actor.joints[u]
+        frames.append(
+            {
+                "index": int(indices[u]),
+                "time_s": round(float(timeline.times_s[indices[u]]), 4),
+                "joints": [[round(float(v), 3) for v in joint] for joint in joints]
+                if actor.seen[u]
+                else None,
+                "bridged": bool(actor.bridged[u]),
+            }
+        )
+    return {
+        "video": video,
+        "layout": actor.layout,
+        "width": timeline.width,
+        "height": timeline.height,
+        "frames": frames,
+    }
+
+
+def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
+    """As `pose_record`, of poses that were found before; they have no times."""
+    frames = [
+        {
+            "index": t,
+            "time_s": None,
+            "joints": np.round(actor.joints[t].astype(float), 3).tolist()
+            if actor.seen[t]
+            else None,
+            "bridged": bool(actor.bridged[t]),
+        }
+        for t in range(len(actor.seen))
+    ]
+    size = {"width": stored.width, "height": stored.height}
+    return {"video": stored.name, "layout": actor.layout, **size, "frames": frames}

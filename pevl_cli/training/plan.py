@@ -1,0 +1,129 @@
+"""What a training run will need, computed without running it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pevl_cli.data.clips import GIGABYTE
+from pevl_cli.data.manifest import Manifest
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.features import Batch
+from pevl_cli.model.pevl import PeVL
+from pevl_cli.training.settings import TrainSettings
+from pevl_cli.training.trainer import steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run; bytes are those of one process."""
+
+    train_clips: int
+    val_clips: int
+    classes: int
+    parameters: int
+    tunable: int
+    steps: int  # of the optimiser, over all epochs
+    weight_bytes: int  # weights, gradients, the optimiser's and the averaged ones
+    activation_bytes: int  # kept for the way back, in float32
+    state_bytes: int  # on disk, the newest and the older state
+    checkpoint_bytes: int  # on disk, best and last
+    free_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes
+
+    def rows(self) -> list[tuple[str, str]]:
+        memory, weights, activations, disk, free = (
+            f"{count / GIGABYTE:.1f} GiB"
+            for count in (
+                self.memory_bytes,
+                self.weight_bytes,
+                self.activation_bytes,
+                self.state_bytes + self.checkpoint_bytes,
+                self.free_bytes,
+            )
+        )
+        return [
+            ("clips", f"{self.train_clips} to train, {self.val_clips} to validate"),
+            ("classes", str(self.classes)),
+            ("parameters", f"{self.parameters / 1e6:.1f} M, tunable {self.tunable / 1e6:.1f} M"),
+            ("steps", str(self.steps)),
+            (
+                "memory at most",
+                f"{memory} a process: weights and optimiser {weights}, activations {activations} "
+                "(in float32; in bf16 about half of these)",
+            ),
+            ("disk", f"{disk} for the run, {free} free"),
+        ]
+
+
+def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
+    """Parameters, memory, steps and disk of a run with these settings."""
+    with torch.device("meta"):
+        model = PeVL(settings.model)
+    parameters = list(model.parameters())
+    tunable = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    train_clips, val_clips = manifest.of("train"), manifest.of("val")
+    count = len(train_clips)
+    if settings.data.shots is not None:
+        per_class: dict[str, int] = {}
+        for item in train_clips:
+            per_class[item.label] = per_class.get(item.label, 0) + 1
+        count = sum(min(n, settings.data.shots) for n in per_class.values())
+    optim = settings.optim
+    averaged = bool(optim.ema_decay)
+    own = settings.optim.batch_size // settings.run.processes
+    folder = next(
+        p for p in (settings.folder.absolute(), *settings.folder.absolute().parents) if p.exists()
+    )
+    stored = tunable if settings.model.frozen_base else total
+    return Plan(
+        train_clips=count,
+        val_clips=len(val_clips),
+        classes=len(manifest.labels),
+        parameters=total,
+        tunable=tunable,
+        steps=steps_per_epoch(settings, count) * optim.epochs,
+        weight_bytes=4 * (total * (2 if averaged else 1) + 3 * tunable),
+        activation_bytes=activation_bytes(settings.model, own, settings.run.checkpointing),
+        state_bytes=2 * 4 * tunable * (4 if averaged else 3),
+        checkpoint_bytes=2 * stored * (4 if settings.model.frozen_base else 2),
+        free_bytes=shutil.disk_usage(folder).free,
+    )
+
+
+def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = False) -> int:
+    """What autograd keeps of one pass of ``clips`` clips, float32, by its own count.
+
+    The pass runs on the meta device: every kernel says what it would keep, none is computed. Label
+    texts are left out: they are few beside the clips' tokens.
+    """
+    with torch.device("meta"):
+        model = PeVL(config).train()
+        size = config.image_size
+        batch = Batch(
+            torch.zeros(clips, config.video_frames, 3, size, size) if config.video else None,
+            torch.zeros(clips, config.pose_frames, config.joints, 3) if config.pose else None,
+        )
+    model.checkpointing = checkpointing
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in kept:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # or its number would be given out again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = model.encode(batch)
+    assert features is not None
+    return sum(kept.values())

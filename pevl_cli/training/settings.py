@@ -1,0 +1,236 @@
+"""Every option of a training run, in one validated tree: a preset, a YAML file, then the flags.
+
+Imports neither torch nor rich, so that a mistyped option is told before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pevl_cli.data.augmentation import Augmentation, Section
+from pevl_cli.data.dataset import DataSettings
+from pevl_cli.data.sets.named import known_name
+from pevl_cli.errors import UsageError
+from pevl_cli.model.config import CONFIGS, ModelConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class OptimSettings(Section):
+    """How the weights move. The defaults are the paper's (Sec. 4.1) where it says."""
+
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(8, ge=2)  # clips contrasted with each other, over all processes
+    accumulate: int = Field(1, ge=1)  # batches a step
+    lr: float = Field(8e-6, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_epochs: float = Field(3.0, ge=0)
+    min_steps: int = Field(150, ge=0)  # over all epochs: a few clips are gone through more often
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 = off; else averaged weights are kept and tested
+    balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally often, 1 = classes equally often
+    clip_norm: float = Field(1.0, gt=0)
+    patience: int = Field(0, ge=0)  # epochs without a better validation before stopping; 0 = never
+
+
+class RunSettings(Section):
+    """Where it runs, and what it leaves behind."""
+
+    out: Path | None = None  # None = runs/DATASET-MODEL
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    processes: int = Field(1, ge=1)  # GPUs of this machine, or processes on its CPU
+    precision: Precision = "auto"
+    pose_weights: Path | None = None
+    compile: bool = False  # measured: slower on a CPU, see benchmarks/README.md
+    checkpointing: bool = False  # less memory for about a third more time
+    tracker: Literal["tensorboard", "csv", "wandb", "mlflow", "none"] = "tensorboard"
+    save_minutes: float = Field(10.0, ge=0)  # the state is kept every epoch, and so often within
+
+
+class TrainSettings(Section):
+    model: ModelConfig
+    init: str | None = None  # checkpoint to start from
+    clip: str | None = None  # CLIP's weights: NAME:TAG of open_clip, or a file
+    data: DataSettings
+    optim: OptimSettings = OptimSettings()
+    augment: Augmentation = Augmentation()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainSettings:
+        if self.optim.batch_size % self.run.processes:
+            raise ValueError(
+                f"optim.batch_size {self.optim.batch_size} cannot be shared among "
+                f"{self.run.processes} processes evenly"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        named = known_name(self.data.dataset) if self.data.root is not None else None
+        name = f"{named or self.data.dataset.resolve().stem}-{self.model.name}"
+        return self.run.out or Path("runs") / name
+
+
+# What differs from the paper's recipe for a model that starts from nothing.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mini": {
+        "optim": {
+            "epochs": 60,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "ema_decay": 0.98,
+            "balance": 0.5,
+        },
+        "augment": {
+            "scale": 0.12,
+            "turn_deg": 6.0,
+            "shortest": 0.85,
+            "brightness": 0.15,
+            "contrast": 0.15,
+            "colour": 0.15,
+            "grey": 0.05,
+            "erase": 0.1,
+            "joint_noise": 0.008,
+            "joint_dropout": 0.05,
+            "stream_dropout": 0.1,
+        },
+    }
+}
+
+# Of a new `mini` that sees poses alone. Attention over joints learns the people of a few hundred
+# clips by heart, and the maximum finds the moment that tells strokes apart: benchmarks/README.md.
+POSE_ONLY = {"pose_layers": 0, "pose_pool": "max"}
+
+
+def load_settings(
+    config: str | Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    base: ModelConfig | None = None,
+) -> TrainSettings:
+    """Settings from a preset's name or a YAML file, ``given`` flags and ``KEY=VALUE`` assignments.
+
+    Later ones win; keys are dotted: ``optim.lr``. ``base`` is the model to start from in place of
+    the named one (that of ``init``); without a name it is the preset of ``base``, else `mini`.
+    UsageError names what is unknown, with the nearest name, or what has a wrong value.
+    """
+    usual = base.name if base is not None else "mini"
+    config = config or usual
+    named = str(config) in CONFIGS
+    said = {"model": {"name": str(config)}} if named else _read_yaml(Path(config))
+    for key, value in (given or {}).items():
+        _put(said, key, value)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {assignment}: KEY=VALUE is needed, such as optim.lr=1e-4.")
+        try:
+            _put(said, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {assignment}: the value cannot be read.") from error
+    model = said.get("model")
+    name = model.get("name", usual) if isinstance(model, dict) else usual
+    if base is None and name not in CONFIGS:
+        raise UsageError(f"model.name '{name}': one of {', '.join(CONFIGS)} is needed.")
+    if base is not None and name != base.name:
+        raise UsageError(f"init: is a checkpoint of config '{base.name}', not '{name}'.")
+    start = base or CONFIGS[name]
+    if base is None and isinstance(model, dict) and model.get("video") is False:
+        start = for_pose_only(start)
+    tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, said)
+    try:
+        return TrainSettings.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_told(error)) from error
+
+
+def for_pose_only(config: ModelConfig) -> ModelConfig:
+    """The config of a new model that sees no video."""
+    changes: dict[str, object] = {"video": False}
+    if config.name in PRESETS and config.pose_features == "body":
+        usual = CONFIGS[config.name]
+        # What was chosen stays.
+        changes |= {k: v for k, v in POSE_ONLY.items() if getattr(config, k) == getattr(usual, k)}
+    return config.model_copy(update=changes)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        close = difflib.get_close_matches(str(path), CONFIGS, 1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UsageError(
+            f"--config {path}: {hint}Give {', '.join(CONFIGS)}, or a YAML file."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a YAML file ({error}).") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UsageError(
+            f"{path}{where}: not YAML ({getattr(error, 'problem', error)})."
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: sections such as 'optim:' with options below them are needed.")
+    return content
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{key}: '{section}' is no section.")
+        tree = inner
+    tree[last] = value
+
+
+def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        inner = out.get(key)
+        out[key] = (
+            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
+    return out
+
+
+def _told(error: ValidationError) -> str:
+    """The first thing wrong, as one sentence."""
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known_keys(), 1, cutoff=0.5)
+        last = [k for k in known_keys() if k.split(".")[-1] == path[-1]]
+        nearest = (last or close)[:1]
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        return f"there is no option {key}.{hint}"
+    if first["type"] == "missing":
+        return f"{key} is needed."
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = f" ({given!r} was given)" if isinstance(given, str | int | float) else ""
+    return f"{key or 'settings'}: {message[0].lower() + message[1:]}{shown}."
+
+
+def known_keys() -> list[str]:
+    """All options, dotted."""
+    keys = []
+    for name, field in TrainSettings.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += [f"{name}.{key}" for key in inner.model_fields]
+        else:
+            keys.append(name)
+    return keys

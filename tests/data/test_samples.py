@@ -1,0 +1,447 @@
+"""Pictures and joints stay together: each joint is painted, cut, and looked for where it is said.
+
+Every joint has a colour of its own. In a view, the pixel at a joint's place must have that colour.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import MakeVideo, number_of, picture
+from tiny import tiny_model
+
+from pevl_cli.data.augmentation import Augmentation
+from pevl_cli.data.samples import VISIBLE_SCORE, Sample, collate, make_sample, read_sample, view
+from pevl_cli.data.variation import vary
+from pevl_cli.errors import PevlError
+from pevl_cli.labels import LabelSet
+from pevl_cli.media.video import Clip, sample_clip
+from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.features import Batch
+from pevl_cli.pose.actor import Actor
+from pevl_cli.pose.detector import PoseDetector
+from pevl_cli.pose.skeletons import LAYOUTS
+from pevl_cli.training.settings import load_settings
+from pevl_cli.training.trainer import Trainer
+
+S, T, J = 48, 16, 17
+MIRROR = LAYOUTS["coco17"].mirror
+# Far apart from each other and from the grey of the background.
+COLOURS = np.array(
+    [(r, g, b) for r in (0, 127, 255) for g in (0, 127, 255) for b in (0, 255)][:J], np.uint8
+)
+# Two columns of joints, a body's height of 160 px, corners of the box included.
+BODY = np.array([(x, y) for y in range(0, 180, 20) for x in (0, 60)][:J], np.float32)
+STILL = Augmentation(
+    mirror=False,
+    scale=0,
+    turn_deg=0,
+    shift=0,
+    shortest=1,
+    brightness=0,
+    contrast=0,
+    colour=0,
+    grey=0,
+    erase=0,
+    joint_noise=0,
+    joint_dropout=0,
+    stream_dropout=0,
+)
+
+
+def config_of(crop: str, image_size: int = 192) -> ModelConfig:
+    return CONFIGS["mini"].model_copy(update={"crop": crop, "image_size": image_size})
+
+
+def painted(
+    width: int = 480,
+    height: int = 360,
+    at: tuple[float, float] = (180, 110),
+    step: tuple[float, float] = (0, 0),
+    shrunk: float = 1.0,
+) -> tuple[Clip, Actor]:
+    """A clip of a body at ``at``, moving by ``step`` a frame, in a file larger by 1 / shrunk."""
+    joints = np.zeros((S, J, 3), np.float32)
+    frames = np.full((S, height, width, 3), 60, np.uint8)
+    for f in range(S):
+        joints[f, :, :2] = BODY + at + np.array(step) * f
+        joints[f, :, 2] = 0.9
+        for (x, y, _), colour in zip(joints[f], COLOURS.tolist(), strict=True):
+            cv2.circle(frames[f], (round(float(x)), round(float(y))), 7, colour, -1)
+    joints[..., :2] = joints[..., :2].round() / shrunk
+    every = np.arange(S)
+    clip = Clip(
+        *(Path("made-up.mp4"), round(width / shrunk), round(height / shrunk)),
+        *(every / 25, every, every, frames, 0.0, S / 25, S),
+    )
+    boxes = np.concatenate([joints[..., :2].min(1), joints[..., :2].max(1)], -1)
+    return clip, Actor(joints, boxes, np.ones(S, bool), np.zeros(S, bool), people=1)
+
+
+def misplaced(batch: Batch, colours: np.ndarray = COLOURS) -> list[str]:
+    """Joints inside the view that do not stand in the middle of their dot."""
+    assert batch.frames is not None and batch.joints is not None
+    pictures = batch.frames[0].permute(0, 2, 3, 1).numpy().astype(int)
+    size = pictures.shape[1]
+    wrong, looked = [], 0
+    for t, (frame, joints) in enumerate(zip(pictures, batch.joints[0, 1::3], strict=True)):
+        for j, (x, y, visible) in enumerate(joints.tolist()):
+            x, y = x * size, y * size
+            if not visible or not (8 <= x < size - 8 and 8 <= y < size - 8):
+                continue
+            looked += 1
+            rows, columns = np.nonzero(abs(frame - colours[j].astype(int)).max(-1) < 60)
+            near = np.hypot(columns - x, rows - y) < 6
+            if not near.any():
+                wrong.append(f"frame {t} joint {j}: no dot near")
+            elif np.hypot(columns[near].mean() - x, rows[near].mean() - y) > 1.3:
+                wrong.append(f"frame {t} joint {j}: away from its dot")
+    assert looked > 40, "hardly any joint is in the view"
+    return wrong
+
+
+CASES = {
+    "middle": {},
+    "at the border": {"at": (8, 172)},
+    "moving": {"at": (100, 60), "step": (3.7, 2.1)},
+    "large file": {"shrunk": 0.4},
+    "portrait": {"width": 360, "height": 480},
+}
+
+
+# In the full crop the body at the border is out of the picture.
+VIEWS = [
+    *((case, crop) for case in CASES for crop in ("actor", "follow")),
+    *((case, "full") for case in CASES if case != "at the border"),
+]
+
+
+@pytest.mark.parametrize(("case", "crop"), VIEWS)
+def test_a_view_shows_each_joint_where_it_says(case: str, crop: str) -> None:
+    config = config_of(crop)
+    clip, actor = painted(**CASES[case])
+    sample = make_sample(clip, actor, config)
+    batch = view(sample, config)
+    assert batch.frames is not None and batch.joints is not None
+    assert batch.frames.shape == (1, T, 3, 192, 192) and batch.frames.dtype == torch.uint8
+    assert batch.joints.shape == (1, S, J, 3)
+    assert misplaced(batch) == []
+    # The check itself must see a shift of 2 % of the view, and joints of another frame.
+    off = Batch(batch.frames, batch.joints + torch.tensor([0.02, 0, 0]))
+    assert misplaced(off)
+    if case == "moving":
+        assert misplaced(Batch(batch.frames, batch.joints.roll(3, 1)))
+
+
+@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
+def test_a_mirrored_view_swaps_left_and_right_joints(crop: str) -> None:
+    config = config_of(crop)
+    sample = make_sample(*painted(step=(1, 0)), config)
+    plain, mirrored = view(sample, config), view(sample, config, mirrored=True)
+    # What is painted as the right wrist is the left one in a mirror.
+    assert misplaced(mirrored, COLOURS[MIRROR]) == []
+    assert misplaced(mirrored)
+    assert plain.joints is not None and mirrored.joints is not None
+    left, right = (LAYOUTS["coco17"].names.index(f"{s}_wrist") for s in ("left", "right"))
+    torch.testing.assert_close(
+        mirrored.joints[0, :, left, 0], 1 - plain.joints[0, :, right, 0], atol=1e-4, rtol=0
+    )
+
+
+def test_a_mirrored_view_swaps_which_joints_are_seen() -> None:
+    clip, actor = painted()
+    left, right = (LAYOUTS["coco17"].names.index(f"{s}_knee") for s in ("left", "right"))
+    actor.joints[:, left, 2] = VISIBLE_SCORE / 2
+    sample = make_sample(clip, actor, config_of("actor"))
+    joints = view(sample, config_of("actor"), mirrored=True).joints
+    assert joints is not None
+    assert joints[0, :, right].abs().sum() == 0 and joints[0, :, left, 2].all()
+
+
+@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
+@pytest.mark.parametrize(
+    "change",
+    [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {}],
+    ids=["mirrored", "scaled", "turned", "shifted", "all"],
+)
+def test_variations_move_joints_and_pictures_together(change: dict[str, float], crop: str) -> None:
+    strong = {"mirror": True, "scale": 0.2, "turn_deg": 12.0, "shift": 0.08}
+    augmentation = Augmentation(**{**vars(STILL), **(change or strong)})
+    config = config_of(crop)
+    sample = make_sample(*painted(at=(160, 100), step=(1.0, 0.5)), config)
+    still = view(sample, config)
+    changed = turned = 0
+    for seed in range(6):
+        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        assert batch.joints is not None and still.joints is not None
+        # A mirror image shows the dots in each other's colours.
+        mirrored = bool(misplaced(batch))
+        assert misplaced(batch, COLOURS[MIRROR] if mirrored else COLOURS) == []
+        turned += mirrored
+        changed += not torch.allclose(batch.joints, still.joints, atol=1e-3)
+    assert changed >= 3, "nothing was varied"
+    assert 0 < turned < 6 if augmentation.mirror else turned == 0
+
+
+def test_the_actor_crop_holds_the_actors_box() -> None:
+    config = config_of("actor")
+    for case in CASES.values():
+        sample = make_sample(*painted(**case), config)
+        for mirrored in (False, True):
+            joints = view(sample, config, mirrored=mirrored).joints
+            assert joints is not None
+            places = joints[..., :2]
+            assert places.min() >= 0 and places.max() <= 1
+            # The longer side of the box takes 1 / 1.25 of the view.
+            spread = (places.amax((0, 1, 2)) - places.amin((0, 1, 2))).max()
+            assert spread == pytest.approx(0.8, abs=0.01)
+
+
+def test_following_moves_the_full_square_to_the_actor_within_the_picture() -> None:
+    full, follow = config_of("full"), config_of("follow")
+    clip, actor = painted(width=640, at=(8, 90))  # far to the left
+    shown = view(make_sample(clip, actor, follow), follow)
+    middle = view(make_sample(clip, actor, full), full)
+    assert shown.frames is not None and shown.joints is not None and middle.joints is not None
+    assert (middle.joints[..., 0] < 0).any(), "out of the middle square"
+    assert shown.joints[..., :2].min() >= 0 and shown.joints[..., :2].max() <= 1
+    moved = shown.joints[..., :2] - middle.joints[..., :2]
+    torch.testing.assert_close(moved, moved[0, 0, 0].expand_as(moved), atol=1e-4, rtol=0)
+    border = shown.frames[0, :, :, :, 0].float()
+    assert border.mean() > 20, "nothing from beyond the picture"
+    nobody = make_sample(clip, None, follow)
+    assert np.array_equal(nobody.frames, make_sample(clip, None, full).frames)
+
+
+@pytest.mark.parametrize("size", [(90, 320), (320, 130)])
+def test_following_holds_the_whole_actor_where_the_pictures_square_is_too_small(
+    size: tuple[int, int],
+) -> None:
+    """A phone held upright shows a body from head to foot, and so must the view."""
+    follow, full = config_of("follow"), config_of("full")
+    clip, actor = painted(width=size[0], height=size[1], at=(4, 4))
+    assert actor.box is not None
+    x1, y1, x2, y2 = actor.box
+    longer = max(x2 - x1, y2 - y1)
+    assert longer > 0.875 * min(size), "the case is what it says"
+    places = view(make_sample(clip, actor, follow), follow).joints
+    middle = view(make_sample(clip, actor, full), full).joints
+    assert places is not None and middle is not None
+    assert places[..., :2].min() >= 0 and places[..., :2].max() <= 1
+    spread = (places[..., :2].amax((0, 1, 2)) - places[..., :2].amin((0, 1, 2))).max()
+    assert spread == pytest.approx(0.8, abs=0.02), "no larger than it has to be"
+    assert middle[..., :2].min() < 0 or middle[..., :2].max() > 1
+
+
+def test_the_full_crop_is_the_same_without_an_actor() -> None:
+    config = config_of("full")
+    clip, actor = painted()
+    with_actor, without = make_sample(clip, actor, config), make_sample(clip, None, config)
+    assert np.array_equal(with_actor.frames, without.frames)
+    assert without.joints.shape == (S, J, 3) and not without.joints.any()
+
+
+def test_three_views_look_at_both_sides_of_a_wide_picture() -> None:
+    config = config_of("full")
+    sample = make_sample(*painted(width=640), config)
+    views = [view(sample, config, place) for place in (0, 1, 2)]
+    for one in views:
+        assert one.frames is not None and one.frames.shape[-2:] == (192, 192)
+    assert misplaced(views[0]) == []
+    middle, first, last = (
+        float(v.joints[0, :, 0, 0].mean()) for v in views if v.joints is not None
+    )
+    # 640 px wide, and the view is 360 x 0.875 = 315 px: it can go 162.5 px to either side.
+    assert first - middle == pytest.approx(162.5 / 315, abs=0.01)
+    assert middle - last == pytest.approx(162.5 / 315, abs=0.01)
+    heights = {round(float(v.joints[0, 0, 0, 1]), 3) for v in views if v.joints is not None}
+    assert len(heights) == 1, "only the long side has room"
+
+
+# -- time -----------------------------------------------------------------------------------------
+
+
+def test_video_frames_are_the_middle_ones_of_the_pose_frames_triples(
+    make_video: MakeVideo,
+) -> None:
+    # 128 px high x 0.875 = 112 px: the kept region is then the picture, pixel for pixel.
+    config = config_of("full", image_size=112)
+    clip = sample_clip(make_video(frames=300))
+    sample = make_sample(clip, None, config)
+    sampled = [number_of(clip.frames[i]) for i in clip.frame_of]
+    assert [number_of(f) for f in sample.frames] == sampled[1::3]
+    assert sampled[1::3][:3] == [9, 28, 46]
+
+
+def test_fewer_frames_than_48(make_video: MakeVideo) -> None:
+    config = config_of("full", image_size=112)
+    clip = sample_clip(make_video(frames=5))
+    joints = np.zeros((5, J, 3), np.float32)
+    joints[..., 0], joints[..., 2] = np.arange(5)[:, None] * 10 + 30, 1
+    joints[..., 1] = 60
+    seen = np.array([True, True, False, True, True])
+    actor = Actor(joints, np.tile(np.float32([20, 20, 90, 90]), (5, 1)), seen, ~seen, 1)
+    sample = make_sample(clip, actor, config)
+    shows = [int((k + 0.5) * 5 / 48) for k in range(48)]
+    assert [number_of(f) for f in sample.frames] == shows[1::3]
+    # Joints move on between the frames that show them, of which the first and the last stand still
+    # for half of their time.
+    middle = [np.mean(np.flatnonzero(np.array(shows) == u)) for u in range(5)]
+    moved = np.interp(np.arange(48), middle, np.arange(5) * 10 + 30)
+    np.testing.assert_allclose(sample.joints[:, 0, 0], moved, atol=0.01)
+    assert sample.seen == 48 - shows.count(2)
+    batch = view(sample, config)
+    assert batch.frames is not None and batch.frames.shape[1] == T
+
+
+def test_a_variation_in_time_is_a_stretched_part_of_the_clip() -> None:
+    """Frame f is grey value 5 f, and its joints stand at x = 100 + f px."""
+    config = config_of("full")
+    clip, actor = painted()
+    clip.frames[:] = (np.arange(S) * 5)[:, None, None, None]
+    actor.joints[..., 0] = 100 + np.arange(S)[:, None]
+    sample = make_sample(clip, actor, config)
+    augmentation = Augmentation(**{**vars(STILL), "shortest": 0.5})
+    lengths, starts = [], []
+    for seed in range(30):
+        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        assert batch.frames is not None and batch.joints is not None
+        still = view(sample, config).joints
+        assert still is not None
+        unit = float(still[0, 1, 0, 0] - still[0, 0, 0, 0])
+        times = ((batch.joints[0, :, 0, 0] - still[0, 0, 0, 0]) / unit).round().int().numpy()
+        shown = (batch.frames[0].float().mean((1, 2, 3)) / 5).round().int().numpy()
+        assert times.min() >= 0 and times.max() <= S - 1
+        assert (np.diff(times) >= 0).all() and len(times) == S
+        # A picture was kept of every third frame only.
+        assert abs(shown - times[1::3]).max() <= 1
+        lengths.append(int(times[-1] - times[0]))
+        starts.append(int(times[0]))
+    assert min(lengths) >= 0.5 * (S - 1) - 1 and max(lengths) <= S - 1
+    assert max(lengths) - min(lengths) > 10 and len(set(starts)) > 5
+    still_times = vary(sample, config, STILL, np.random.default_rng(0)).joints
+    torch.testing.assert_close(still_times, still)
+
+
+# -- nobody, somebody, several ------------------------------------------------------------------
+
+
+def test_without_a_detector_no_joint_is_visible(make_video: MakeVideo) -> None:
+    config = config_of("actor")
+    sample = read_sample(
+        make_video(frames=[picture(i + 150) for i in range(20)]),
+        config,
+        None,
+        start_s=0.2,
+        end_s=0.6,
+    )
+    assert (sample.seen, sample.box, sample.people) == (0, None, 0)
+    assert (sample.start_s, sample.end_s) == (0.2, 0.6)
+    assert sample.warnings == ()
+    batch = view(sample, config)
+    assert batch.joints is not None and batch.joints.abs().sum() == 0
+    assert batch.frames is not None and not torch.equal(batch.frames[:, 0], batch.frames[:, -1])
+
+
+def test_where_nobody_is_found_the_answer_says_so() -> None:
+    clip, actor = painted()
+    nobody = Actor(actor.joints * 0, actor.boxes * 0, ~actor.seen, actor.bridged, 0)
+    sample = make_sample(clip, nobody, config_of("actor"))
+    assert sample.box is None and sample.seen == 0
+    assert len(sample.warnings) == 1 and "nobody was found" in sample.warnings[0]
+    assert np.array_equal(sample.frames, make_sample(clip, None, config_of("actor")).frames)
+
+
+def test_of_several_people_the_one_followed_is_told() -> None:
+    clip, actor = painted(shrunk=0.5)
+    crowd = Actor(actor.joints, actor.boxes, np.arange(S) < 40, actor.bridged, people=3)
+    sample = make_sample(clip, crowd, config_of("actor"))
+    # In pixels of the file, of which the frames have half.
+    assert sample.box == [360, 220, 480, 540]
+    assert len(sample.warnings) == 1
+    for part in ("3 people", "[360, 220, 480, 540]", "40 of 48"):
+        assert part in sample.warnings[0]
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def body_sample(config: ModelConfig) -> Sample:
+    return make_sample(*painted(), config)
+
+
+def test_a_variation_may_lose_a_stream_and_never_both() -> None:
+    config = config_of("actor", 96)
+    sample = body_sample(config)
+    augmentation = Augmentation(**{**vars(STILL), "stream_dropout": 0.4})
+    lost = []
+    for seed in range(40):
+        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        assert batch.has_video is not None and batch.joints is not None
+        assert batch.frames is not None
+        video, pose = bool(batch.has_video), bool(batch.joints[..., 2].any())
+        assert video == bool(batch.frames.any())
+        lost.append((video, pose))
+    assert set(lost) == {(True, True), (True, False), (False, True)}
+    alone = make_sample(painted()[0], None, config)
+    for seed in range(10):
+        batch = vary(alone, config, augmentation, np.random.default_rng(seed))
+        assert batch.has_video is not None and batch.has_video.all(), "nothing would be left"
+
+
+def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
+    config = config_of("actor", 96)
+    sample = body_sample(config)
+    loud = {"brightness": 0.3, "contrast": 0.3, "colour": 0.3, "grey": 0.1, "erase": 0.3}
+    still, plain = view(sample, config), vary(sample, config, STILL, np.random.default_rng(0))
+    assert still.frames is not None and plain.frames is not None
+    assert (still.frames.int() - plain.frames.int()).abs().max() <= 1
+    batch = vary(sample, config, Augmentation(**{**vars(STILL), **loud}), np.random.default_rng(1))
+    assert batch.frames is not None
+    assert (batch.frames.int() - still.frames.int()).abs().float().mean() > 2
+    torch.testing.assert_close(batch.joints, still.joints)
+    assert (batch.frames[:, 0] == batch.frames[:, -1]).all(), "the painted body stood still"
+
+
+def test_collating_keeps_the_order() -> None:
+    config = config_of("actor", 96)
+    sample = body_sample(config)
+    ones = [vary(sample, config, Augmentation(), np.random.default_rng(i)) for i in range(3)]
+    together = collate(ones)
+    assert together.frames is not None and together.frames.shape[0] == 3
+    for i, one in enumerate(ones):
+        assert one.frames is not None and one.joints is not None
+        assert together.joints is not None and together.has_video is not None
+        assert torch.equal(together.frames[i], one.frames[0])
+        assert torch.equal(together.joints[i], one.joints[0])
+        assert torch.equal(together.has_video[i : i + 1], one.has_video)
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "mirrors"),
+    [
+        (("kick", "jump"), ("kick", "jump"), True),
+        (("kick_left", "jump"), ("a kick", "a jump"), False),
+        (("kick", "jump"), ("kick with the right foot", "jump"), False),
+    ],
+)
+def test_labels_that_name_a_side_are_never_mirrored(
+    names: tuple[str, str], texts: tuple[str, str], mirrors: bool
+) -> None:
+    labels = LabelSet(names, texts)
+    given = {"data.dataset": ".", "run.tracker": "none", "run.device": "cpu"}
+    trainer = Trainer(tiny_model(), labels, load_settings("mini", given))
+    assert trainer.augmentation.mirror is mirrors
+
+
+def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
+    shared: Path, pose_weights: Path
+) -> None:
+    config = CONFIGS["mini"].model_copy(update={"video": False})
+    detector = PoseDetector(pose_weights, device="cpu")
+    with pytest.raises(PevlError, match="nobody was found in it, and this model looks at poses"):
+        read_sample(shared / "data" / "clips" / "nobody_cars.mp4", config, detector)

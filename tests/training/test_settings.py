@@ -1,0 +1,124 @@
+"""The config of a run: what wins over what, and how mistakes are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pevl_cli.errors import UsageError
+from pevl_cli.model.config import CONFIGS
+from pevl_cli.training.settings import TrainSettings, known_keys, load_settings
+
+DATA = {"data.dataset": "clips"}
+
+
+def test_the_paper_s_recipe_is_the_default_on_clip() -> None:
+    settings = load_settings("vit-b-16", DATA)
+    assert settings.model == CONFIGS["vit-b-16"]
+    optim = settings.optim
+    assert (optim.lr, optim.weight_decay, optim.epochs, optim.warmup_epochs) == (8e-6, 0.05, 50, 3)
+    assert optim.batch_size == 8 and not optim.ema_decay and not optim.balance
+    assert settings.model.refinement_weight == 0.1
+    assert load_settings("mini", DATA).optim.lr == 1e-3
+
+
+def test_flags_win_over_the_file_and_assignments_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: {name: mini, crop: full, similarities: [vs, ps]}\n"
+        "data: {dataset: here}\noptim: {lr: 1, epochs: 2, batch_size: 6}\n"
+    )
+    settings = load_settings(file, {"optim.lr": 2.0, "optim.epochs": 3}, ["optim.lr=4e-4"])
+    assert (settings.optim.lr, settings.optim.epochs, settings.optim.batch_size) == (4e-4, 3, 6)
+    assert settings.optim.ema_decay == load_settings("mini", DATA).optim.ema_decay, "the preset's"
+    assert settings.model.crop == "full" and settings.model.similarities == ("vs", "ps")
+    assert settings.model.width == CONFIGS["mini"].width
+    assert settings.data.dataset == Path("here")
+
+
+def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
+    settings = load_settings("vit-l-14", DATA | {"run.seed": 7}, ["augment.turn_deg=3"])
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    assert load_settings(file) == settings
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("optim.lrr=1", "Did you mean optim.lr?"),
+        ("optim.epoch=1", "Did you mean optim.epochs?"),
+        ("epochs=1", "Did you mean optim.epochs?"),
+        ("augment.turn=1", "Did you mean augment.turn_deg?"),
+        ("model.crop=round", "model.crop"),
+        ("optim.epochs=0", "optim.epochs"),
+        ("optim.lr=fast", "fast"),
+        ("optim.ema_decay=1", "optim.ema_decay"),
+        ("run.tracker=paper", "run.tracker"),
+        ("run.processes=3", "cannot be shared among 3"),
+        ("optim=3", "optim"),
+        ("optim.lr", "KEY=VALUE"),
+        ("optim.lr=[1", "cannot be read"),
+        ("optim.lr.deep=1", "no section"),
+        ("model.video=false", ""),
+        ("model.heads=3", "heads must divide"),
+    ],
+)
+def test_a_wrong_option_is_told(assignment: str, said: str) -> None:
+    given = DATA | {"model.pose": False} if "video" in assignment else dict(DATA)
+    given["optim.lr"] = 1e-3
+    with pytest.raises(UsageError) as told:
+        load_settings("mini", given, [assignment])
+    assert said in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("optim: {lr: 1", "not YAML"),
+        ("- a\n- b\n", "sections"),
+        ("optim: {}\n", "data is needed"),
+        ("data: {}\n", "data.dataset is needed"),
+        ("model: {name: huge}\ndata: {dataset: d}\n", "huge"),
+        ("data: {dataset: d}\nnonsense: 1\n", "no option nonsense"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError) as told:
+        load_settings(file)
+    assert said in str(told.value)
+
+
+def test_a_name_that_is_nearly_right() -> None:
+    with pytest.raises(UsageError, match="did you mean 'vit-b-16'"):
+        load_settings("vit-b16", DATA)
+
+
+def test_every_option_can_be_named() -> None:
+    keys = known_keys()
+    assert {"optim.lr", "model.crop", "init", "run.out", "augment.mirror"} <= set(keys)
+
+    def flat(tree: dict[str, Any], before: str = "") -> set[str]:
+        out = set()
+        for key, value in tree.items():
+            out |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key}
+        return out
+
+    settings: TrainSettings = load_settings("mini", DATA)
+    assert flat(settings.model_dump()) == set(keys)
+
+
+def test_a_new_mini_without_video_reads_poses_in_its_own_way() -> None:
+    alone = load_settings("mini", {"data.dataset": ".", "model.video": False}).model
+    assert (alone.pose_layers, alone.pose_pool) == (0, "max")
+    chosen = {"data.dataset": ".", "model.video": False, "model.pose_pool": "mean"}
+    assert load_settings("mini", chosen).model.pose_pool == "mean"
+    for name, given in (("mini", {}), ("vit-b-16", {"model.video": False})):
+        other = load_settings(name, {"data.dataset": ".", **given}).model
+        assert (other.pose_layers, other.pose_pool) == (None, "mean")
