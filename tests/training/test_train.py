@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         f"sys.argv = {['pevl', *line[3:]]!r}\n"
-        "from pevl_cli.cli import main\nmain()\n"
+        "from pevl_cli.cli.app import main\nmain()\n"
     )
     done = call([sys.executable, "-c", script])
     assert done.returncode == 1, done.stderr
