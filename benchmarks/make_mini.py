@@ -20,7 +20,7 @@ import csv
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,9 +31,15 @@ from pevl_cli.data import extract
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import Item, read_manifest
 from pevl_cli.data.sets.pyskl import read_pyskl
-from pevl_cli.matching import encode_labels, flips_at_test, matches, prototypes, sum_video_features
+from pevl_cli.matching import (
+    encode_labels,
+    flips_at_test,
+    match_samples,
+    normalise_prototypes,
+    sum_video_features,
+)
 from pevl_cli.model import checkpoint
-from pevl_cli.model.calibration import fit_scores
+from pevl_cli.model.calibration import fit_calibration
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.files import read_poses
 from pevl_cli.weights import find_weights
@@ -129,11 +135,11 @@ def ship(arguments: argparse.Namespace) -> None:
         for split in ("train", "val")
     )
     examples = shown.examples(len(shown), facts.training["seed"])
-    model.prototypes = prototypes(sum_video_features(model, examples, len(labels)))
-    texts, flip_at_test = encode_labels(model, labels), flips_at_test(model, labels)
-    found = matches(model, [clips[i] for i in range(len(clips))], texts, flip_at_test=flip_at_test)
-    familiar = found.familiar(model.prototypes)
-    fitted = asdict(fit_scores(found.similarities, clips.labels, familiar))
+    model.prototypes = normalise_prototypes(sum_video_features(model, examples, len(labels)))
+    texts, flip = encode_labels(model, labels), flips_at_test(model, labels)
+    found = match_samples(model, [clips[i] for i in range(len(clips))], texts, flip_at_test=flip)
+    near = found.prototype_similarity(model.prototypes)
+    calibration = fit_calibration(found.values, clips.labels, "val", near)
     sets = [read_manifest(arguments.data / FIELD)]
     sets += [read_pyskl(arguments.data / name, None, None) for name in PICKLES]
     began = facts.training["init"]
@@ -141,7 +147,6 @@ def ship(arguments: argparse.Namespace) -> None:
         "data": [manifest.title for manifest in sets],
         "init": None if began is None else Path(began).name,
     }
-    calibration = checkpoint.Calibration(**fitted, split="val", clips=len(clips))
     stored = facts.model_copy(update={"training": training, "calibration": calibration})
     checkpoint.save(arguments.to, model.state_dict(), stored)
 

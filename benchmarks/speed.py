@@ -25,7 +25,7 @@ from pevl_cli.labels import read_labels
 from pevl_cli.media.video import sample_clip
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
-from pevl_cli.model.sgmc import mean_of
+from pevl_cli.model.sgmc import mean_similarity
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.recognise import Recogniser
 
@@ -83,7 +83,7 @@ def main() -> None:
             actor = detector.actor(clip, use_cache=False)
             now = clock(f"{name}: pose", now)
             sample = make_sample(clip, actor, model.config)
-            reference[precision] = mean_of(recogniser.matches([sample], labels).similarities)
+            reference[precision] = mean_similarity(recogniser.match([sample], labels).values)
             clock(f"{name}: model", now)
             clock(f"{name}: all", begun)
         begun = time.perf_counter()

@@ -45,7 +45,7 @@ def main() -> None:
                 "pose alone": Batch(None, whole.joints),
                 "video alone": Batch(whole.frames, no_joints),
             }.items():
-                rows[name].append(recogniser.model.matches(batch, texts).similarities)
+                rows[name].append(recogniser.model.match(batch, texts).values)
     true = [labels.names.index(item.label) for item in items]
     for name, matches in rows.items():
         got = accuracy(torch.cat(matches), true, labels.names)

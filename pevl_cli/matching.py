@@ -33,7 +33,7 @@ def flips_at_test(model: PeVL, labels: LabelSet) -> bool:
 
 
 @torch.inference_mode()
-def matches(
+def match_samples(
     model: PeVL,
     samples: Sequence[Sample],
     texts: Texts,
@@ -53,17 +53,17 @@ def matches(
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         looks = list(product(range(views), (False, True) if flip_at_test else (False,)))
-        each = [
-            model.matches(collate([view(s, model.config, *look) for s in part]).to(device), texts)
+        per_view = [
+            model.match(collate([view(s, model.config, *look) for s in part]).to(device), texts)
             for look in looks
         ]
-        found = torch.stack([one.similarities for one in each]).mean(0).float().cpu()
+        found = torch.stack([one.values for one in per_view]).mean(0).float().cpu()
         if looked:
             nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
             found = torch.where(nobody & found.isnan(), 0.0, found)
-        videos = [one.video for one in each if one.video is not None]
+        videos = [one.video_features for one in per_view if one.video_features is not None]
         rows.append(Similarities(found, torch.stack(videos).mean(0).cpu() if videos else None))
-    return Similarities.joined(rows)
+    return Similarities.concatenate(rows)
 
 
 @torch.inference_mode()
@@ -92,6 +92,6 @@ def sum_video_features(
     return total
 
 
-def prototypes(summed: Tensor) -> Tensor:
+def normalise_prototypes(summed: Tensor) -> Tensor:
     """What each class looks like, (C, e), unit length; NaN of one without a video."""
     return summed / summed.norm(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """How right answers are, how sure that is, and how much scores mean: figures from similarities.
 
-Shapes: N clips, B similarities, C classes. Similarities (N, B, C) and familiar (N, C) are those of
-`sgmc.Similarities`; S (N, C) is the mean of the former.
+Shapes: N clips, B similarities, C classes. Similarities (N, B, C) are the values of
+`sgmc.Similarities`; S (N, C) is their mean.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
-from pevl_cli.model.calibration import Fitted, fit_scores
-from pevl_cli.model.sgmc import mean_of
+from pevl_cli.model.sgmc import mean_similarity
 
 TOP = 5  # answers that are looked at
 LEVEL = 0.95  # of intervals
@@ -36,17 +35,15 @@ class Accuracy:
     count: int
     per_class: dict[str, float]
     confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
-    fitted: Fitted  # to these very answers
 
 
 def accuracy(
     similarities: Tensor,
     labels: Sequence[int],
     names: Sequence[str],
-    familiar: Tensor | None = None,
 ) -> Accuracy:
     """Share of clips whose best text is the right one; and its mean over classes that occur."""
-    similarity = mean_of(similarities)
+    similarity = mean_similarity(similarities)
     true, given = np.asarray(labels), similarity.argmax(1).numpy()
     right = given == true
     classes = np.unique(true)
@@ -60,7 +57,6 @@ def accuracy(
         len(true),
         per_class,
         [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
-        fit_scores(similarities, labels, familiar),
     )
 
 

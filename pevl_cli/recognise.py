@@ -24,14 +24,14 @@ from pevl_cli.data.samples import Sample, read_sample
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
 from pevl_cli.labels import LabelSet, read_labels
-from pevl_cli.matching import encode_labels, flips_at_test, matches
+from pevl_cli.matching import encode_labels, flips_at_test, match_samples
 from pevl_cli.model import checkpoint
-from pevl_cli.model.calibration import scores
+from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.features import Texts
 from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL
-from pevl_cli.model.sgmc import Similarities, mean_of
+from pevl_cli.model.sgmc import Similarities, mean_similarity
 from pevl_cli.pose.detector import PoseDetector
 
 DEFAULT_CHECKPOINT = "pevl-mini"
@@ -87,21 +87,14 @@ class Recogniser:
         detector: PoseDetector | None,
         device: str = "cpu",
         precision: str = "auto",
-        calibration: checkpoint.Calibration | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.device = device
-        self.precision = choose_precision(precision, device, model.config.frozen_base)
+        self.precision = choose_precision(precision, device, model.config.base == "clip")
         self.model = model.cast(PRECISIONS[self.precision]).to(device).eval()
         self.labels, self.detector = labels, detector
-        # Of the scores: fitted after training, else that of training.
-        trained = float(self.model.temperature.detach())
-        self.temperature = trained if calibration is None else calibration.temperature
-        self.agreement = self.threshold = self.likely = self.familiarity = None
-        if calibration is not None:
-            self.familiarity = calibration.familiarity
-            self.agreement, self.threshold = calibration.agreement, calibration.threshold
-            if calibration.slope is not None and calibration.offset is not None:
-                self.likely = calibration.slope, calibration.offset
+        as_trained = Calibration(temperature=float(self.model.temperature.detach()))
+        self.calibration = calibration or as_trained
         self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
@@ -124,8 +117,8 @@ class Recogniser:
         label_set = self._label_set(labels)
         self.encode(label_set)  # what is wrong with labels is told before a video is decoded
         sample = self.read(video, start_s, end_s)
-        found = self.matches([sample], label_set, views)
-        similarity, sure = mean_of(found.similarities)[0], self.scores(found, label_set)[0]
+        found = self.match([sample], label_set, views)
+        similarity, sure = mean_similarity(found.values)[0], self.scores(found, label_set)[0]
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
             video=str(video),
@@ -136,23 +129,22 @@ class Recogniser:
             ],
             person=Person(sample.seen, self.model.config.pose_frames, sample.box),
             warnings=[*sample.warnings, *self._never_learnt(label_set)],
-            threshold=self.threshold,
+            threshold=self.calibration.threshold,
         )
 
-    def matches(
+    def match(
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
     ) -> Similarities:
         """How samples match labels."""
         flip_at_test = flips_at_test(self.model, labels)
         looked = self.detector is not None
         texts = self.encode(labels)
-        return matches(self.model, samples, texts, views, batch, looked, flip_at_test)
+        return match_samples(self.model, samples, texts, views, batch, looked, flip_at_test)
 
-    def scores(self, found: Similarities, labels: LabelSet) -> Tensor:
-        """How sure each of these labels is, (N, C): `model.sgmc.scores`, as fitted."""
-        familiar = found.familiar(self.prototypes(labels))
-        fitted = self.temperature, self.agreement, self.likely
-        return scores(found.similarities, *fitted, familiar, self.familiarity)
+    def scores(self, similarities: Similarities, labels: LabelSet) -> Tensor:
+        """How sure each of these labels is, (N, C) in [0, 1]."""
+        near = similarities.prototype_similarity(self.prototypes(labels))
+        return self.calibration.scores(similarities.values, near)
 
     def prototypes(self, labels: LabelSet) -> Tensor | None:
         """What these labels look like, (C, e) on the CPU; NaN of one that was never learnt."""
@@ -178,7 +170,7 @@ class Recogniser:
 
     def _never_learnt(self, labels: LabelSet) -> list[str]:
         """A warning where a model that has read nothing but its own labels is asked for others."""
-        if self.labels is None or self.model.config.frozen_base:
+        if self.labels is None or self.model.config.base == "clip":
             return []
         places = self._own(labels)
         unknown = [name for name, i in zip(labels.names, places, strict=True) if i is None]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pevl_cli.metrics import accuracy, intervals, paired, ranks, reliability
 from pevl_cli.model.calibration import REFUSED, UNUSUAL, agreement, fit_scores, scores
-from pevl_cli.model.sgmc import mean_of
+from pevl_cli.model.sgmc import mean_similarity
 
 NAMES = tuple("abcdefg")
 
@@ -79,7 +79,7 @@ def test_scores_are_lower_where_the_similarities_do_not_agree() -> None:
     each = (differ / 0.2).softmax(2).double()
     apart = float(agreement(differ, 0.2))
     assert apart == pytest.approx(float((each[:, 0] * each[:, 1]).sqrt().sum())) and apart < 0.5
-    plain = (mean_of(differ) / 0.2).softmax(1).double()
+    plain = (mean_similarity(differ) / 0.2).softmax(1).double()
     assert torch.allclose(scores(differ, 0.2), plain), "nothing was fitted"
     assert torch.allclose(scores(differ, 0.2, apart / 2), plain), "it agrees as is usual"
     assert torch.allclose(scores(differ, 0.2, 2 * apart), plain / 2)
@@ -91,7 +91,7 @@ def test_scores_leave_out_what_has_nothing_to_go_by() -> None:
     found = torch.rand(5, 3, 4, generator=generator)
     found[2, 1] = torch.nan
     found[3] = torch.nan
-    mean, sure = mean_of(found), scores(found, 0.3, 0.99)
+    mean, sure = mean_similarity(found), scores(found, 0.3, 0.99)
     assert torch.allclose(mean[2], found[2, [0, 2]].mean(0)) and sure.isfinite().all()
     assert torch.allclose(sure[2], scores(found[2:3, [0, 2]], 0.3, 0.99))
     assert torch.allclose(sure[3], torch.tensor(0.25).double()) and not mean[3].any()
@@ -136,7 +136,7 @@ def test_a_clip_far_from_all_labels_has_a_low_score_even_where_one_is_nearest() 
 def test_scores_of_labels_by_themselves_stand_as_similarities_do() -> None:
     found, labels = near_and_far(30)
     sure = fit_scores(found, labels).scores(found)
-    assert (sure.argsort(1) == mean_of(found).argsort(1)).all()
+    assert (sure.argsort(1) == mean_similarity(found).argsort(1)).all()
     assert ((sure >= 0) & (sure <= 1)).all()
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_held_against_a_clip_of_which_it_is_not_known_what_it_looks_l
     # No video; and a first label without a prototype, whatever the others look like.
     unknown = torch.full_like(familiar, torch.nan)
     assert torch.equal(fitted.scores(found, unknown), without)
-    first = mean_of(found).argmax(1)
+    first = mean_similarity(found).argmax(1)
     low = torch.full_like(familiar, 0.1)
     low[torch.arange(60), first] = torch.nan
     assert torch.equal(fitted.scores(found, low), without)

@@ -66,7 +66,7 @@ def show_outcome(outcome: Outcome) -> None:
         between = f"95 %: {interval.low:.1%} to {interval.high:.1%}"
         figures.add_row(name, f"{value:.1%}", between)
     figures.add_row("top-5", f"{got.top5:.1%}", f"{got.count:,} clips")
-    error = outcome.calibration.reliability.error
+    error = outcome.reliability.error
     figures.add_row("calibration error", f"{error:.1%}", _fitted(outcome))
     if outcome.speed is not None:
         stages = {
@@ -90,8 +90,7 @@ def show_outcome(outcome: Outcome) -> None:
 
 
 def _fitted(outcome: Outcome) -> str:
-    fitted = outcome.calibration.fitted_on
-    return f"scores fitted on {fitted}" if fitted else "temperature as trained"
+    return f"scores {outcome.fitted_on}" if outcome.fitted_on else "temperature as trained"
 
 
 def show_comparison(found: Comparison) -> None:
@@ -313,7 +312,7 @@ def show_result(result: Result, settings: TrainSettings) -> None:
             )
     tell("use it:")
     line = ["pevl", "classify", "VIDEO", "--checkpoint", str(result.folder / "best")]
-    if settings.model.frozen_base and settings.clip is not None:
+    if settings.model.base == "clip" and settings.clip is not None:
         line += ["--clip", settings.clip]
     if settings.run.pose_weights is not None:
         line += ["--pose-weights", str(settings.run.pose_weights)]

@@ -188,15 +188,13 @@ class _Region:
         side = min(width, height) * 0.875
         centre = width / 2, height / 2
         kept_w, kept_h = float(width), float(height)
-        if config.crop != "full" and box is not None:
+        if config.crop == "follow" and box is not None:
             x1, y1, x2, y2 = box
             around = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
             centre = (x1 + x2) / 2, (y1 + y2) / 2
-            if config.crop == "actor":
-                side = around
-            else:  # moved to the actor as far as the picture goes, and wide enough to hold all
-                side = max(side, around)
-                centre = _inside(centre[0], side, width), _inside(centre[1], side, height)
+            # Moved to the actor as far as the picture goes, and wide enough to hold the whole body.
+            side = max(side, around)
+            centre = _inside(centre[0], side, width), _inside(centre[1], side, height)
             kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
         scale = config.image_size / side
         move = np.array(

@@ -24,7 +24,7 @@ from pevl_cli.data.manifest import SPLITS, Item, Manifest
 from pevl_cli.data.samples import Sample, make_sample
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.cost import cost_of
-from pevl_cli.evaluation.outcome import Calibration, Outcome, Speed, _results
+from pevl_cli.evaluation.outcome import Outcome, Speed, _results
 from pevl_cli.labels import LabelSet
 from pevl_cli.media.video import sample_clip
 from pevl_cli.metrics import (
@@ -33,7 +33,7 @@ from pevl_cli.metrics import (
     reliability,
 )
 from pevl_cli.model import checkpoint
-from pevl_cli.model.calibration import scores
+from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.sgmc import Similarities
 from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.recognise import Recogniser
@@ -93,8 +93,8 @@ def benchmark(
         item for item, row in zip(items, found, strict=True) if isinstance(row, Similarities)
     ]
     measured = [i for i, row in zip(same, found, strict=True) if isinstance(row, Similarities)]
-    joined = Similarities.joined(rows)
-    matches = joined.similarities
+    joined = Similarities.concatenate(rows)
+    matches = joined.values
     if matches.isinf().any():
         raise PevlError(f"{checkpoint_name}: gives answers that are no numbers; it is damaged.")
     true = [place[item.label] for item in readable]
@@ -104,23 +104,17 @@ def benchmark(
     shown = [names[id(i)] for i in readable]
     clips = _results(matches, sure, true, readable, shown, labels)
     facts = checkpoint.read_facts(checkpoint.find(checkpoint_name))
-    fitted = facts.calibration
-    own = float(recogniser.model.temperature.detach())
+    as_trained = Calibration(temperature=float(recogniser.model.temperature.detach()))
     return Outcome(
         dataset=manifest.title,
         split=split,
         checkpoint=checkpoint_name,
-        accuracy=accuracy(
-            matches, true, labels.names, joined.familiar(recogniser.prototypes(labels))
-        ),
+        accuracy=accuracy(matches, true, labels.names),
         intervals=intervals(np.array([c.right for c in clips]), true, groups),
         groups=len({g for g in groups if g}),
-        calibration=Calibration(
-            recogniser.temperature,
-            "" if fitted is None else f"{fitted.split}, {fitted.clips} clips",
-            reliability(sure, true),
-            reliability(scores(matches, own), true).error,
-        ),
+        calibration=recogniser.calibration,
+        reliability=reliability(sure, true),
+        error_as_trained=reliability(as_trained.scores(matches), true).error,
         labels=list(labels.names),
         left_out=left_out,
         incomplete=manifest.incomplete(readable, SPLITS if split == "all" else (split,)),
@@ -237,7 +231,7 @@ def _forward(
     """The matches of each; with fewer clips at a time where the memory is too small for all."""
     while True:
         try:
-            return recogniser.matches(samples, labels, views, batch).each()
+            return recogniser.match(samples, labels, views, batch).split()
         except RuntimeError as error:
             full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             if not full:
@@ -310,7 +304,9 @@ def _shared(
     try:
         for part in pool.map(_share, shares):
             # Copied: what is shared with a process holds a file open.
-            found += [row if isinstance(row, str) else Similarities.joined([row]) for row in part]
+            found += [
+                row if isinstance(row, str) else Similarities.concatenate([row]) for row in part
+            ]
             listener(len(found), len(given.items))
     except BrokenProcessPool as error:
         raise PevlError(
@@ -349,7 +345,7 @@ def _speed(recogniser: Recogniser, labels: LabelSet, given: _Given) -> Speed:
         else:
             sample = clips[i]
         began = time.perf_counter()
-        recogniser.matches([sample], labels, given.views)  # its result is on the CPU
+        recogniser.match([sample], labels, given.views)  # its result is on the CPU
         stages["model"].append(time.perf_counter() - began)
     # The first of each loads weights and kernels.
     mean = {k: float(np.mean(v[1:] or v)) for k, v in stages.items() if v}

@@ -126,8 +126,13 @@ def read_result(path: Path) -> Result:
     except (OSError, ValueError) as error:
         raise PevlError(f"{file}: cannot be read as a result ({error}).") from error
     try:
-        if raw["format"] > FORMAT:
-            raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
+        if raw["format"] != FORMAT:
+            age, remedy = (
+                ("a newer", "update it")
+                if raw["format"] > FORMAT
+                else ("an older", "measure again")
+            )
+            raise PevlError(f"{file}: made by {age} pevl (format {raw['format']}); {remedy}.")
         got, sure = raw["accuracy"], raw["intervals"]["top1"]
         return Result(
             name=file.resolve().parent.name if file.name == "result.json" else file.stem,
@@ -137,7 +142,7 @@ def read_result(path: Path) -> Result:
             top1=float(got["top1"]),
             top5=float(got["top5"]),
             mean_class=float(got["mean_class"]),
-            calibration_error=float(raw["calibration"]["reliability"]["error"]),
+            calibration_error=float(raw["reliability"]["error"]),
             low=float(sure["low"]),
             high=float(sure["high"]),
             answers={c["clip"]: (c["label"], c["predictions"][0][0]) for c in raw["clips"]},

@@ -17,7 +17,6 @@ from pevl_cli.model.pevl import PeVL
 # Beginnings of weights' names; what is none of these serves several parts.
 PARTS = {
     "video_adapters": "video",
-    "video_time": "video",
     "pose_embedding": "pose",
     "pose_adapters": "pose",
     "text_adapters": "text",

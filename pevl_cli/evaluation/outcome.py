@@ -1,4 +1,4 @@
-"""TODO."""
+"""What `pevl benchmark` gives: the figures of one checkpoint on one split, clip by clip."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from pevl_cli.metrics import (
     Reliability,
     ranks,
 )
-from pevl_cli.model.sgmc import mean_of
+from pevl_cli.model.calibration import Calibration
+from pevl_cli.model.sgmc import mean_similarity
 
-FORMAT = 1  # of the JSON
+FORMAT = 2  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,6 @@ class ClipResult:
     @property
     def right(self) -> bool:
         return self.rank == 1
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How much the scores mean, at the temperature that `pevl classify` uses."""
-
-    temperature: float
-    fitted_on: str  # a split and its clips; empty = the model's own, fitted by nobody
-    reliability: Reliability
-    error_as_trained: float  # at the temperature of training
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,9 @@ class Outcome:
     accuracy: Accuracy
     intervals: dict[str, Interval]  # 95 %, of "top1" and "mean_class"
     groups: int  # that were drawn for them; 0 = clips were
-    calibration: Calibration
+    calibration: Calibration  # of the scores, as `pevl classify` uses it
+    reliability: Reliability  # of these scores
+    error_as_trained: float  # calibration error at the temperature of training
     labels: list[str]
     left_out: list[LeftOut]
     incomplete: str  # how much of the data set was there, if not all
@@ -83,8 +76,15 @@ class Outcome:
     made: dict[str, Any]  # versions, machine, weights
     clips: list[ClipResult]
 
+    @property
+    def fitted_on(self) -> str:
+        """What the scores were fitted on; empty where they are those of training."""
+        fitted = self.calibration
+        return f"fitted on {fitted.split}, {fitted.clips} clips" if fitted.split else ""
+
     def as_dict(self) -> dict[str, Any]:
         facts = {"format": FORMAT} | asdict(self)
+        facts["calibration"] = self.calibration.model_dump()
         facts["left_out"] = [
             {"clip": c.item.name or str(c.item.path), "reason": c.reason} for c in self.left_out
         ]
@@ -101,7 +101,7 @@ def _results(
     names: Sequence[str],
     labels: LabelSet,
 ) -> list[ClipResult]:
-    similarity = mean_of(matches)
+    similarity = mean_similarity(matches)
     first = similarity.argmax(1).tolist()
     places = ranks(similarity, true).tolist()
     out = []

@@ -126,7 +126,7 @@ def markdown(outcome: Outcome) -> str:
 
 def facts(outcome: Outcome) -> list[str]:
     """What another has to know to trust and repeat the figures."""
-    made, cal = outcome.made, outcome.calibration
+    made = outcome.made
     training = made["training"]
     by = f"over {outcome.groups} groups" if outcome.groups else "over clips"
     views = "one view" if outcome.views == 1 else f"{outcome.views} crops, one clip"
@@ -137,8 +137,8 @@ def facts(outcome: Outcome) -> list[str]:
         f"checkpoint `{outcome.checkpoint}`: config {made['config']}, trained on "
         f"{training['data'] or 'data it does not name'}, seed {training['seed']}, "
         f"{training['epochs_done']} epochs",
-        f"scores: {'fitted on ' + cal.fitted_on if cal.fitted_on else 'temperature as trained'}"
-        f", calibration error {PERCENT * cal.reliability.error:.1f} %",
+        f"scores: {outcome.fitted_on or 'temperature as trained'}"
+        f", calibration error {PERCENT * outcome.reliability.error:.1f} %",
         f"poses: {_pose_source(made)}",
         f"pevl {made['pevl']}, torch {made['torch']}, {made['device']}, {made['precision']}; "
         f"{made['machine']}; data hash {made['data_hash']}",
@@ -308,7 +308,7 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
 
 
 def _reliability_chart(outcome: Outcome) -> go.Figure:
-    found = outcome.calibration.reliability
+    found = outcome.reliability
     figure = go.Figure(
         [
             go.Scatter(

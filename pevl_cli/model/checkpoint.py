@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pevl_cli import weights
 from pevl_cli.cache import write_aside
-from pevl_cli.errors import PevlError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
+from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.clip import load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
-FORMAT = 1
+FORMAT = 2
+BASE_PARTS = ("visual.", "text.")  # beginnings of the names of CLIP's own weights
 
 
 class Labels(BaseModel):
@@ -46,21 +48,6 @@ class Base(BaseModel):
     digest: str
 
 
-class Calibration(BaseModel):
-    """What makes scores mean something (`sgmc.scores`), and from which on one is believed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    temperature: float = Field(gt=0)
-    agreement: float | None = Field(None, gt=0)  # of video, pose and words, usual of known actions
-    slope: float | None = Field(None, gt=0)  # of a label's score by itself, and its offset
-    offset: float | None = None
-    familiarity: tuple[float, float] | None = None  # slope, and what is typical of known actions
-    threshold: float | None = Field(None, ge=0, le=1)  # below it: none of the labels
-    split: str  # that it was fitted on
-    clips: int
-
-
 class Facts(BaseModel):
     """Everything of a checkpoint that is not a weight."""
 
@@ -72,6 +59,11 @@ class Facts(BaseModel):
     base: Base | None = None
     calibration: Calibration | None = None
     training: dict[str, Any] = {}
+
+    @property
+    def base_is_apart(self) -> bool:
+        """Whether CLIP's own weights are not in the file: they were frozen in training."""
+        return self.base is not None and not self.model.train_base
 
     @property
     def label_set(self) -> LabelSet:
@@ -98,9 +90,9 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
     """Write a checkpoint; each file appears whole or not at all."""
     kept = {}
     for key, value in state.items():
-        if facts.base is not None and _of_base(key):
+        if facts.base_is_apart and key.startswith(BASE_PARTS):
             continue
-        half = facts.base is None and value.is_floating_point() and "running" not in key
+        half = not facts.base_is_apart and value.is_floating_point() and "running" not in key
         kept[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
     with write_aside(folder / "model.safetensors") as temporary:
         try:
@@ -110,10 +102,6 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
         temporary.chmod(0o644)  # safetensors lets only the owner read
     with write_aside(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
-
-
-def _of_base(key: str) -> bool:
-    return key.startswith(("visual.", "text."))
 
 
 def find(checkpoint: str | Path) -> Path:
@@ -141,6 +129,8 @@ def read_facts(folder: Path) -> Facts:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format", FORMAT) > FORMAT:
             raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
+        if isinstance(raw, dict) and raw.get("format") == 1:
+            raw = _from_format_1(raw, file)
         return Facts.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
@@ -150,15 +140,47 @@ def read_facts(folder: Path) -> Facts:
         raise PevlError(f"{file}: cannot be read ({error}).") from error
 
 
+def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A config.json written by commit 4854232 or before, in today's names."""
+    model = dict(raw["model"])
+    removed = {
+        "stem": "conv3d",
+        "class_token": "patches",
+        "crop": "actor",
+        "video_temporal": True,
+    }
+    for key, value in removed.items():
+        if model.get(key) == value:
+            raise PevlError(
+                f"{file}: model.{key} = {value} is no longer there; the last commit that reads "
+                "this checkpoint is 4854232. Train it anew."
+            )
+    model.pop("video_temporal", None)
+    frozen = model.pop("frozen_base")
+    model |= {"base": "clip" if frozen else "none", "train_base": not frozen}
+    for old, new in (("both_ways", "flip_at_test"), ("lacking_joints", "allow_missing_joints")):
+        model[new] = model.pop(old)
+    calibration = raw.get("calibration")
+    if calibration is not None:
+        calibration = dict(calibration)
+        slope, offset = calibration.pop("slope", None), calibration.pop("offset", None)
+        calibration["platt"] = None if slope is None or offset is None else (slope, offset)
+        calibration["typical_agreement"] = calibration.pop("agreement", None)
+        calibration["prototype"] = calibration.pop("familiarity", None)
+    return {**raw, "format": FORMAT, "model": model, "calibration": calibration}
+
+
 def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     """Rebuild a model, in evaluation mode, on the CPU. ``clip`` overrides where its base lies."""
     facts = read_facts(folder)
+    if clip is not None and facts.model.base == "none":
+        raise UsageError(f"--clip {clip}: {folder} was not trained on CLIP; leave --clip out.")
     file = folder / "model.safetensors"
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
         raise PevlError(f"{file}: damaged or not a safetensors file ({error}).") from error
-    if facts.base is not None:
+    if facts.base is not None and facts.base_is_apart:
         base_state, _, digest = load_clip(clip or facts.base.source, facts.model)
         if digest != facts.base.digest:
             raise PevlError(

@@ -22,7 +22,7 @@ from pevl_cli.errors import PevlError
 from pevl_cli.model.adapters import Transformer
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
-from pevl_cli.model.mini.stem import STEM_CHANNELS, Conv3dStem, PoseStem
+from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
 
 # A weights file does not say its geometry: the config does, in open_clip's name for it.
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
@@ -34,16 +34,13 @@ class VisualTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.pooled = config.class_token != "learned"
+        self.pooled = config.class_token == "body"
         scale = width**-0.5
         if config.stem == "patch":
             size = config.patch_size
             self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
-        elif config.stem == "pose":
-            # Poses alone leave no trace of it, and need no second network.
+        else:  # a model of poses alone has no use for a second network
             self.conv1 = PoseStem(config) if config.video else nn.Identity()
-        else:
-            self.conv1 = Conv3dStem(width)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
         self.body: BodyToken | None = None
@@ -59,13 +56,11 @@ class VisualTower(nn.Module):
     def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
         """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first.
 
-        ``joints`` (N, T, J, 3) are for a tower that looks at the body."""
+        ``joints`` (N, T, J, 3) are for a tower with a body token."""
         n = frames.shape[0]
         maps: list[Tensor] = []
-        if isinstance(self.conv1, Conv3dStem | PoseStem):
-            patches = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
-            if isinstance(self.conv1, PoseStem):
-                patches, maps = patches
+        if isinstance(self.conv1, PoseStem):
+            patches, maps = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
             patches = rearrange(patches, "n d t r c -> (n t) d r c")
         else:
             patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))

@@ -38,27 +38,28 @@ class ModelConfig(BaseModel):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokenizer: Literal["clip", "words"] = "clip"
-    # How pixels become patch tokens: CLIP's linear map; four convolutions learnt from nothing; or
-    # the package's pose network up to its head, kept as it is, and convolutions after it.
-    stem: Literal["patch", "conv3d", "pose"] = "patch"
-    # What a frame's class token starts from besides what is learned: nothing (CLIP's way), the mean
-    # of its patches, or that and what is to be seen at the joints. Where to look takes more clips
-    # to learn than a coach has.
-    class_token: Literal["learned", "patches", "body"] = "learned"
-    frozen_base: bool = True  # CLIP's own weights stay as they are
+    # How pixels become patch tokens: CLIP's linear map, or the package's pose network up to its
+    # head, kept frozen, and convolutions after it.
+    stem: Literal["patch", "pose"] = "patch"
+    # What a frame's class token starts from: a learned vector (CLIP), or that, the mean of its
+    # patches, and what the stem's maps hold at the joints. Where to look takes more clips to learn
+    # than a coach has.
+    class_token: Literal["learned", "body"] = "learned"
+    base: Literal["clip", "none"] = "clip"  # whose weights the towers start from
+    train_base: bool = False  # False: the base's own weights stay frozen
     # inputs
     video_frames: int = 16
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
-    allow_missing_joints: bool = False  # a skeleton may lack some: they count as not seen
+    allow_missing_joints: bool = False  # joints that a skeleton lacks count as not seen
     pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
     pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
-    # actor and widened to hold all of him or her; "actor": the actor's box with a margin.
-    crop: Literal["full", "follow", "actor"] = "full"
-    flip_at_test: bool = False  # a clip is judged as it is and mirrored, unless labels name a side
+    # actor and widened until it holds the whole body.
+    crop: Literal["full", "follow"] = "full"
+    flip_at_test: bool = False  # average with the mirrored clip, unless a label says left or right
     # parts
     video: bool = True
     pose: bool = True
@@ -67,7 +68,6 @@ class ModelConfig(BaseModel):
     video_adapters: bool = True
     pose_adapters: bool = True
     text_adapters: bool = True
-    video_temporal: bool = False
     p2v: bool = True
     v2p: bool = True
     p2v_layers: tuple[int, ...] = ()  # after these blocks too (0 = first); always after the last
@@ -95,17 +95,18 @@ class ModelConfig(BaseModel):
             raise ValueError("image_size must be a multiple of patch_size")
         if self.width % self.heads or self.text_width % self.text_heads:
             raise ValueError("heads must divide width")
-        made = {"conv3d": 16, "pose": 32}.get(self.stem, self.patch_size)
-        if self.video and self.patch_size != made:
-            raise ValueError(f"the {self.stem} stem makes patches of {made} pixels")
+        if self.video and self.stem == "pose" and self.patch_size != 32:
+            raise ValueError("the pose stem makes patches of 32 pixels")
         if not 0 <= self.used_pose_layers <= self.layers:
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
         if self.pose and not self.used_pose_layers and self.pose_features != "body":
             raise ValueError("without pose_layers only pose_features 'body' tells of the joints")
         if self.pose and self.pose_features == "heatmap" and self.video and self.p2v:
             raise ValueError("pose_features 'heatmap' has no joints for p2v to follow")
-        if self.frozen_base and self.stem != "patch":
-            raise ValueError("CLIP's frozen towers have CLIP's own stem, 'patch'")
+        if self.base == "clip" and self.stem != "patch":
+            raise ValueError("CLIP's towers have CLIP's own stem, 'patch'")
+        if self.base == "none" and not self.train_base:
+            raise ValueError("a model without a base has no weights to keep: set train_base=true")
         if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
             raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
@@ -174,7 +175,8 @@ CONFIGS = {
         crop="follow",
         flip_at_test=True,
         quick_gelu=False,
-        frozen_base=False,
+        base="none",
+        train_base=True,
         pose_features="body",
         # A text encoder that starts from nothing finds all texts alike; weights drawn from their
         # tiny differences leave some labels never pushed apart.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -50,12 +50,9 @@ class PeVL(nn.Module):
             self.text = None
             self.class_vectors = nn.Parameter(torch.randn(config.classes, config.embed_dim))
         if config.video:
-            kinds = ("attention", "mlp", *(("time",) if config.video_temporal else ()))
             self.video_adapters = _adapters(
-                config.layers if config.video_adapters else 0, kinds, width, quarter
+                config.layers if config.video_adapters else 0, ("attention", "mlp"), width, quarter
             )
-            if config.video_temporal:
-                self.video_time = nn.Parameter(torch.zeros(config.video_frames, width))
         if config.pose:
             heatmap = config.pose_features == "heatmap"
             self.pose_embedding = (HeatmapEmbedding if heatmap else PoseEmbedding)(config)
@@ -81,7 +78,7 @@ class PeVL(nn.Module):
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
         # Of a checkpoint: the mean V of each label's training clips (C, e), unit length.
         self.register_buffer("prototypes", None)
-        if config.frozen_base:
+        if not config.train_base:
             self.visual.requires_grad_(False)
             if self.text is not None:
                 self.text.requires_grad_(False)
@@ -210,7 +207,7 @@ class PeVL(nn.Module):
         for i, (block, adapters) in enumerate(
             zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
         ):
-            x = self._checkpointed(self._video_block, block, adapters, x, n, i == 0)
+            x = self._checkpointed(block, x, adapters)
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
@@ -225,29 +222,10 @@ class PeVL(nn.Module):
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 
-    def _video_block(
-        self, block: Block, adapters: nn.ModuleDict | None, x: Tensor, n: int, first: bool
-    ) -> Tensor:
-        if self.config.video_temporal:
-            x = self._over_time(block, adapters, x, n, first)
-        out: Tensor = block(x, adapters)
-        return out
-
     def _normalise(self, frames: Tensor) -> Tensor:
         dtype = self.visual.proj.dtype
         x = frames.to(torch.float32) / 255 if frames.dtype == torch.uint8 else frames.float()
         return ((x - self.image_mean[:, None, None]) / self.image_std[:, None, None]).to(dtype)
-
-    def _over_time(
-        self, block: Block, adapters: nn.ModuleDict | None, x: Tensor, n: int, first: bool
-    ) -> Tensor:
-        """AIM's third adapter: each patch attends over the frames, through the same weights."""
-        if first:
-            x = x + repeat(self.video_time, "t d -> (n t) 1 d", n=n)
-        series = rearrange(x, "(n t) p d -> (n p) t d", n=n)
-        attended = rearrange(block.attend(series), "(n p) t d -> (n t) p d", n=n)
-        # Without the attention itself: so that the branch starts as CLIP, which has no time.
-        return x if adapters is None else x + adapters["time"](attended)
 
     def _pose_block(
         self,
@@ -328,10 +306,10 @@ class PeVL(nn.Module):
         features = self.encode(batch)
         return texts.by_label(self.combine(self.similarities(features, texts), features))
 
-    def matches(self, batch: Batch, texts: Texts) -> Similarities:
-        """Each of the B similarities of every clip with every label: S is their mean. And V.
+    def match(self, batch: Batch, texts: Texts) -> Similarities:
+        """Each of the B similarities of every clip with every label (S is their mean), and V.
 
-        NaN where a similarity has nothing to go by: no video, nobody seen.
+        NaN where a similarity lacks its modality: no video, nobody seen.
         """
         features = self.encode(batch)
         parts = []

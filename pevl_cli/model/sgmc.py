@@ -1,5 +1,5 @@
-"""Matching frames with words, the sub-action side of the SGMC module (Sec. 3.3.1), and what several
-similarities together say of a label."""
+"""Matching frames with words, the sub-action side of the SGMC module (Sec. 3.3.1), and how
+similarities are handed on."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Similarities:
-    """How N clips match C labels, and what they look like."""
+    """How N clips match C labels, and the video features of the clips."""
 
-    similarities: Tensor  # (N, B, C) in [-1, 1]; NaN where one has nothing to go by
-    video: Tensor | None = None  # V (N, e), the mean of what was looked at; NaN without a video
+    values: Tensor  # (N, B, C) in [-1, 1]; NaN where a similarity lacks its modality
+    video_features: Tensor | None = None  # V (N, e); NaN for a clip without video
 
-    def each(self) -> list[Similarities]:
-        """One by one."""
-        ones = self.similarities.split(1)
-        videos = [None] * len(ones) if self.video is None else self.video.split(1)
-        return [Similarities(one, video) for one, video in zip(ones, videos, strict=True)]
+    def split(self) -> list[Similarities]:
+        """One for each clip."""
+        values = self.values.split(1)
+        features = self.video_features
+        videos = [None] * len(values) if features is None else features.split(1)
+        return [Similarities(v, f) for v, f in zip(values, videos, strict=True)]
 
     @staticmethod
-    def joined(parts: Sequence[Similarities]) -> Similarities:
-        """One after the other; either all parts have videos, or none."""
-        videos = [part.video for part in parts if part.video is not None]
+    def concatenate(parts: Sequence[Similarities]) -> Similarities:
+        """The clips of all parts; either all parts have video features, or none."""
+        videos = [part.video_features for part in parts if part.video_features is not None]
         assert len(videos) in (0, len(parts))
-        together = torch.cat([part.similarities for part in parts])
-        return Similarities(together, torch.cat(videos) if videos else None)
+        values = torch.cat([part.values for part in parts])
+        return Similarities(values, torch.cat(videos) if videos else None)
 
-    def familiar(self, prototypes: Tensor | None) -> Tensor | None:
-        """Cosines of each clip's video with the labels' ``prototypes`` (C, e): (N, C), NaN where
-        there is no video, or no prototype; None without any."""
-        if self.video is None or prototypes is None:
+    def prototype_similarity(self, prototypes: Tensor | None) -> Tensor | None:
+        """Cosines of each clip's V with the labels' ``prototypes`` (C, e): (N, C), NaN where there
+        is no video, or no prototype; None without any."""
+        if self.video_features is None or prototypes is None:
             return None
-        return self.video @ prototypes.T
+        return self.video_features @ prototypes.T
 
 
 def fine_similarity(
@@ -79,6 +80,6 @@ def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor
     return (weights * values).sum(dim)
 
 
-def mean_of(similarities: Tensor) -> Tensor:
+def mean_similarity(similarities: Tensor) -> Tensor:
     """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without those that are NaN."""
     return similarities.nanmean(1).nan_to_num(0)

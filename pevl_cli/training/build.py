@@ -37,7 +37,7 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
         # A stream that it was trained without starts from nothing, and so does another stem.
         added = set()
         if config.video and not old.config.video:
-            added |= {"video_adapters", "video_time", "p2v", "v2p"}
+            added |= {"video_adapters", "p2v", "v2p"}
         if config.pose and not old.config.pose:
             added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
         if config.has_body_token and not old.config.has_body_token:
@@ -58,7 +58,7 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
                 )
         model.load_state_dict({k: v for k, v in state.items() if k in wanted.keys() - new}, False)
         return model, facts.base
-    if not config.frozen_base:
+    if config.base == "none":
         model = PeVL(config)
         _fill_stem(model)
         return model, None

@@ -82,7 +82,7 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
     folder = next(
         p for p in (settings.folder.absolute(), *settings.folder.absolute().parents) if p.exists()
     )
-    stored = tunable if settings.model.frozen_base else total
+    stored = total if settings.model.train_base else tunable
     return Plan(
         train_clips=count,
         val_clips=len(val_clips),
@@ -93,7 +93,7 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
         weight_bytes=4 * (total * (2 if averaged else 1) + 3 * tunable),
         activation_bytes=activation_bytes(settings.model, own, settings.run.checkpointing),
         state_bytes=2 * 4 * tunable * (4 if averaged else 3),
-        checkpoint_bytes=2 * stored * (4 if settings.model.frozen_base else 2),
+        checkpoint_bytes=2 * stored * (2 if settings.model.train_base else 4),
         free_bytes=shutil.disk_usage(folder).free,
     )
 

@@ -69,6 +69,11 @@ class TrainSettings(Section):
                 f"optim.batch_size {self.optim.batch_size} cannot be shared among "
                 f"{self.run.processes} processes evenly"
             )
+        if self.clip is not None and self.init is None and self.model.base == "none":
+            raise ValueError(
+                f"clip: a model with base 'none' ('{self.model.name}') takes no CLIP weights; "
+                "leave --clip out, or take --config vit-b-16"
+            )
         return self
 
     @property

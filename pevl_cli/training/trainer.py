@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,16 @@ from pevl_cli.data.clips import Clips, LeftOut
 from pevl_cli.data.samples import Sample, collate
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
-from pevl_cli.matching import encode_labels, flips_at_test, matches, prototypes, sum_video_features
+from pevl_cli.matching import (
+    encode_labels,
+    flips_at_test,
+    match_samples,
+    normalise_prototypes,
+    sum_video_features,
+)
 from pevl_cli.metrics import Accuracy, accuracy
 from pevl_cli.model import checkpoint
-from pevl_cli.model.calibration import Fitted, fit_scores
+from pevl_cli.model.calibration import Calibration, fit_calibration
 from pevl_cli.model.clip import state_digest
 from pevl_cli.model.features import Batch, Features
 from pevl_cli.model.mini.stem import PoseStem
@@ -151,7 +157,7 @@ class Trainer:
         self.model = model
         model.checkpointing = settings.run.checkpointing
         self.precision = _precision(settings)
-        self._halved = model.config.frozen_base and self.precision == "bf16"
+        self._halved = not model.config.train_base and self.precision == "bf16"
         self._halve_frozen()
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -166,6 +172,7 @@ class Trainer:
             self.averaged = AveragedModel(
                 model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True
             )
+        self.calibration: Calibration | None = None  # fitted to the last validation
         self.prototypes: Tensor | None = None  # of the weights as they are; None: not known
         self._found: tuple[Similarities, list[int]] | None = None  # what the last test found
         self._state: dict[str, Any] | None = None
@@ -256,6 +263,9 @@ class Trainer:
                         if self.averaged is None
                         else (int(self.averaged.n_averaged), self._kept(self.tested_model)),
                         "prototypes": self.prototypes,
+                        "calibration": None
+                        if self.calibration is None
+                        else self.calibration.model_dump(),
                         "optimiser": self.optimiser.state_dict(),
                         "schedule": schedule.state_dict(),
                         "steps": steps_done,
@@ -282,7 +292,7 @@ class Trainer:
                     # Asked here, so that a run that had stopped stops again when continued.
                     if optim.patience and epoch - 1 - gained >= optim.patience:
                         result.stopped_early = True
-                        result.last = self._calibrate(result.last, train_clips)
+                        self._calibrate(result.last, train_clips)
                         save_state(done - 1)
                         break
                     right = seen = 0
@@ -305,7 +315,7 @@ class Trainer:
                     if value > best:
                         gained = epoch
                     if value >= best or epoch == optim.epochs:
-                        result.last = self._calibrate(result.last, train_clips)
+                        self._calibrate(result.last, train_clips)
                     if value >= best:
                         best, result.best, result.best_epoch = value, result.last, epoch
                         self._save(folder / "best", base, facts, result, spent, started)
@@ -440,7 +450,7 @@ class Trainer:
         count = -(-len(clips) // world)
         own = [min(rank + i * world, len(clips) - 1) for i in range(count)]
         kinds = len(model.config.used_similarities)
-        flip_at_test = flips_at_test(model, self.labels)
+        flip = flips_at_test(model, self.labels)
         found = torch.full((count, kinds, len(self.labels)), torch.nan)
         video = torch.full((count, model.config.embed_dim), torch.nan)
         for first in range(0, count, 16):
@@ -450,10 +460,10 @@ class Trainer:
                     samples[place] = clips[own[place]]
             if samples:
                 with self._as_trained():
-                    part = matches(model, list(samples.values()), texts, flip_at_test=flip_at_test)
-                found[list(samples)] = part.similarities
-                if part.video is not None:
-                    video[list(samples)] = part.video
+                    part = match_samples(model, list(samples.values()), texts, flip_at_test=flip)
+                found[list(samples)] = part.values
+                if part.video_features is not None:
+                    video[list(samples)] = part.video_features
         if world > 1:
             found, video = (self._together(rows)[: len(clips)] for rows in (found, video))
         there = ~found.isnan().all(2).all(1)
@@ -461,6 +471,7 @@ class Trainer:
             return None
         true = [label for label, read in zip(clips.labels, there.tolist(), strict=True) if read]
         got = accuracy(found[there], true, self.labels.names)
+        self.calibration = fit_calibration(found[there], true, "val")
         if model.config.video:
             self._found = Similarities(found[there], video[there]), true
         self.listener(Event("validating", len(clips), len(clips), epoch, val=got))
@@ -473,10 +484,10 @@ class Trainer:
         assert isinstance(gathered, Tensor)
         return gathered.transpose(0, 1).flatten(0, 1).cpu()
 
-    def _calibrate(self, tested: Accuracy | None, shown: Clips) -> Accuracy | None:
-        """What was tested, with scores that also go by what training clips look like."""
+    def _calibrate(self, tested: Accuracy | None, shown: Clips) -> None:
+        """Fit the scores anew, with the training clips' prototypes."""
         if tested is None or self._found is None:
-            return tested
+            return
         fabric, classes = self.fabric, len(self.labels)
         each = max(min(PROTOTYPE_CLIPS, tested.count // classes), 1)
         share = fabric.global_rank, fabric.world_size
@@ -487,11 +498,11 @@ class Trainer:
             together = fabric.all_reduce(summed.to(fabric.device), reduce_op="sum")
             assert isinstance(together, Tensor)
             summed = together.cpu()
-        self.prototypes = prototypes(summed)
+        self.prototypes = normalise_prototypes(summed)
         found, true = self._found
         self._found = None
-        familiar = found.familiar(self.prototypes)
-        return replace(tested, fitted=fit_scores(found.similarities, true, familiar))
+        near = found.prototype_similarity(self.prototypes)
+        self.calibration = fit_calibration(found.values, true, "val", near)
 
     def _as_trained(self) -> AbstractContextManager[None]:
         """What was halved has to be computed so; all else is tested as it will be used."""
@@ -537,6 +548,8 @@ class Trainer:
             self.averaged.n_averaged.fill_(count)
             self.tested_model.load_state_dict(weights, strict=False)
         self.prototypes = state.get("prototypes")
+        stored = state["calibration"]
+        self.calibration = None if stored is None else Calibration(**stored)
         self._state = state
 
     def _save(
@@ -558,13 +571,10 @@ class Trainer:
             "val_mean_class": None if result.last is None else round(result.last.mean_class, 4),
         }
         model = self.tested_model
-        fitted = None
-        if result.last is not None:
-            scale = result.last.fitted
-            if self.prototypes is None:  # interrupted since
-                scale = replace(scale, familiarity=None)
-            fitted = checkpoint.Calibration(**asdict(scale), split="val", clips=result.last.count)
-        stored = checkpoint.facts_of(model.config, self.labels, base, training, fitted)
+        calibration = self.calibration
+        if calibration is not None and self.prototypes is None:  # trained on since
+            calibration = calibration.model_copy(update={"prototype": None})
+        stored = checkpoint.facts_of(model.config, self.labels, base, training, calibration)
         state = model.state_dict()
         if self.prototypes is not None:
             state["prototypes"] = self.prototypes
@@ -582,7 +592,7 @@ def _accuracy(stored: dict[str, Any] | None) -> Accuracy | None:
     # One of an older pevl, which kept less of it, is measured again with the next epoch.
     if stored is None or {f.name for f in fields(Accuracy)} - stored.keys():
         return None
-    return Accuracy(**stored | {"fitted": Fitted(**stored["fitted"])})
+    return Accuracy(**stored)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -427,11 +427,11 @@ def test_a_clip_is_judged_as_it_is_and_mirrored_unless_a_label_names_a_side(
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [
-                recogniser.model.matches(view(sample, recogniser.model.config, 0, way), texts)
+                recogniser.model.match(view(sample, recogniser.model.config, 0, way), texts)
                 for way in (False, True)
             ]
             each = [one.similarities for one in each]
-            found = recogniser.matches([sample], labels).similarities
+            found = recogniser.match([sample], labels).values
         assert (each[0] - each[1]).nan_to_num().abs().max() > 1e-4
         mean = torch.stack(each[: len(ways)]).mean(0)
         torch.testing.assert_close(found, mean, equal_nan=True, atol=1e-6, rtol=0)
@@ -855,7 +855,7 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert all(w.isfinite().all() for w in recogniser.model.state_dict().values())
         sample = recogniser.read(dataset / "run_on" / "1.mp4")
         assert recogniser.labels is not None
-        found = recogniser.matches([sample], recogniser.labels).similarities
+        found = recogniser.match([sample], recogniser.labels).values
         assert found[:, :1].isfinite().all()
         # What clips look like is of the very weights, or left out.
         assert (recogniser.familiarity is None) == (recogniser.model.prototypes is None)

@@ -99,7 +99,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(batch, texts)
 
-    monkeypatch.setattr(recogniser.model, "matches", small)
+    monkeypatch.setattr(recogniser.model, "match", small)
     outcome = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
     assert outcome.accuracy.count == 20
     # Each clip as it is and mirrored.

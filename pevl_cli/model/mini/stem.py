@@ -1,4 +1,4 @@
-"""TODO."""
+"""The stem of `mini`: patch tokens by the layers of the package's pose network."""
 
 from __future__ import annotations
 
@@ -13,31 +13,6 @@ from pevl_cli.pose.detector import pose_network_layers
 STEM_MEANS = {4: 128, 6: 128, 10: 256}
 STEM_PEAKS = {2: 64, 4: 128}
 STEM_CHANNELS = sum(STEM_MEANS.values()) + sum(STEM_PEAKS.values())
-
-
-class Conv3dStem(nn.Module):
-    """Patch tokens without CLIP's pretraining: (N, 3, T, H, W) -> (N, d, T, H/16, W/16).
-
-    Four small convolutions know that neighbouring pixels and frames belong together, which a
-    single 16 × 16 linear patch has to learn from far more clips than a coach has.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        sizes = [3, 24, 48, 96, width]
-        layers: list[nn.Module] = []
-        for i in range(4):
-            layers += [
-                nn.Conv3d(sizes[i], sizes[i + 1], 3, stride=(1, 2, 2), padding=1, bias=False),
-                nn.BatchNorm3d(sizes[i + 1]),
-                nn.GELU(),
-            ]
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last_3d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Channels last: a fifth less time on a CPU, where the convolutions take half of a step.
-        out: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last_3d))
-        return out
 
 
 class PoseStem(nn.Module):
