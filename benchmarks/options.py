@@ -24,9 +24,7 @@ from pevl_cli.training.train import train
 STILL = {"augment.turn_deg": 0.0, "augment.scale": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "class tokens without the joints": {"model.class_token": "patches"},
     "contrast within the batch": {"model.contrast": "batch"},
-    "with the temporal adapter": {"model.video_temporal": True},
     "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSE_ONLY.items()},
     "without turning and scaling": STILL,
     "without joint noise and dropout": {"augment.joint_noise": 0.0, "augment.joint_dropout": 0.0},
