@@ -42,7 +42,7 @@ class Texts:
         return Texts(self.sentences.to(device), words, mask, label)
 
     def by_label(self, similarity: Tensor) -> Tensor:
-        """Mean over each label's texts: similarities with texts (N, C) -> with labels (N, labels)."""
+        """Mean over each label's texts: similarities with texts (N, C) -> labels."""
         if self.label is None:
             return similarity
         labels = int(self.label.max()) + 1

@@ -88,7 +88,7 @@ class PoseGuidedVideo(_Projections):
 
 
 class VideoEnrichedPose(_Projections):
-    """V2P: the tokens of an indexed pose frame attend to the patches of its video frame. Eq. (2)."""
+    """V2P: the tokens of an indexed pose frame attend to its video frame's patches. Eq. (2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
