@@ -150,7 +150,7 @@ def _fit_sigmoid(
     slope, offset = minimize(lambda x: cross_entropy(*x), start, method="Nelder-Mead").x.tolist()
     if not nearest.any():
         return slope, offset, None
-    # The slope of S stays: fitted with the prototype's, it would fall, and labels would score alike.
+    # The slope of S stays: in a joint fit it would fall, and all labels would score alike.
     start = [offset, slope / 2]
     fit = minimize(lambda x: cross_entropy(slope, *x), start, method="Nelder-Mead")
     offset, prototype_slope = fit.x.tolist()

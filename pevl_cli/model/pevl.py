@@ -122,7 +122,7 @@ class PeVL(nn.Module):
         return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> tokens (N, T, 1 + P, d), class token first."""
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class token and patches (N, T, 1 + P, d)."""
         tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens
@@ -343,9 +343,9 @@ class PeVL(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """L_t + λ·L_R, scalar, and S (N, C) of each clip with each text, detached.
 
-        ``labels`` (N,) int are indices of texts. Clips are contrasted with each other: where several
-        processes have a part of the batch each, ``gather`` returns the features of all, with
-        gradients, and ``labels`` are those of all.
+        ``labels`` (N,) int are indices of texts. Clips are contrasted with each other: where
+        several processes have a part of the batch each, ``gather`` returns the features of all,
+        with gradients, and ``labels`` are those of all.
 
         Source: PeVL Eq. (3) to (6), Sec. 3.4.
         """
