@@ -37,6 +37,7 @@ def some_clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_together_they_are_named_as_one_by_one(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_together_they_are_named_as_one_by_one(
     assert outcome["accuracy"]["top1"] == right / 20
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_however_the_work_is_shared(
     some_clips: Path, pose_weights: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_figures_are_the_same_however_the_work_is_shared(
             assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
     some_clips: Path, pose_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +114,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
         benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
 
 
+@pytest.mark.slow
 def test_a_report_is_written_and_compared(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +150,7 @@ def test_a_report_is_written_and_compared(
     assert "go with --ablation" in str(said.exception)
 
 
+@pytest.mark.slow
 def test_the_mean_over_classes_is_that_of_its_classes(some_clips: Path, pose_weights: Path) -> None:
     manifest = read_manifest(some_clips)
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
@@ -187,6 +192,7 @@ def test_clips_that_were_trained_on_are_told_of(tmp_path: Path, make_video: Make
     assert not seen_in_training("val", manifest, "pevl-mini")
 
 
+@pytest.mark.slow
 def test_labels_are_the_same_by_another_phrasing(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +233,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert isinstance(said.exception, UsageError) and "not a folder" in str(said.exception)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_told(some_clips: Path, pose_weights: Path) -> None:
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     with torch.no_grad():
@@ -253,6 +260,7 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
