@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -56,7 +56,7 @@ def figures(package: Path) -> dict[str, str]:
     pairs = {(m, used) for m, tree in trees.items() for used in imports(tree, package.name, files)}
     rooms = {(m.partition(".")[0], used.partition(".")[0]) for m, used in pairs}
     public = [f for tree in trees.values() for f in public_functions(tree)]
-    arrays = [f for f in public if ARRAY.search(ast.unparse(signature(f[0])))]
+    arrays = [f for f in public if ARRAY.search(annotations(f[0]))]
     return {
         "files": f"{len(files)}",
         "lines": f"{sum(lines.values()):,}",
@@ -100,17 +100,10 @@ def public_functions(tree: ast.Module) -> Iterator[Function]:
                     yield method, ast.get_docstring(method) or "", of_class
 
 
-def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.FunctionDef:
-    """The function without its body and decorators, for its annotations."""
-    return ast.FunctionDef(
-        name=function.name,
-        args=function.args,
-        body=[ast.Pass()],
-        decorator_list=[],
-        returns=function.returns,
-        lineno=1,
-        type_params=[],
-    )
+def annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Parameters and return type, as text."""
+    returns = "" if function.returns is None else ast.unparse(function.returns)
+    return f"{ast.unparse(function.args)} -> {returns}"
 
 
 def has_shapes(function: Function) -> bool:
@@ -119,9 +112,8 @@ def has_shapes(function: Function) -> bool:
     return bool(own) and bool(SHAPE_OR_UNIT.search(own) or SHAPE_OR_UNIT.search(of_class))
 
 
-def share(functions: list[Function], holds: object) -> str:
+def share(functions: list[Function], holds: Callable[[Function], bool]) -> str:
     """How many of the functions something holds for, and the share in %."""
-    assert callable(holds)
     count = sum(bool(holds(f)) for f in functions)
     return f"{count} ({count / max(len(functions), 1):.0%})"
 
