@@ -56,7 +56,7 @@ def figures(package: Path) -> dict[str, str]:
     pairs = {(m, used) for m, tree in trees.items() for used in imports(tree, package.name, files)}
     rooms = {(m.partition(".")[0], used.partition(".")[0]) for m, used in pairs}
     public = [f for tree in trees.values() for f in public_functions(tree)]
-    arrays = [f for f in public if ARRAY.search(annotations(f[0]))]
+    arrays = [f for f in public if ARRAY.search(signature(f[0]))]
     return {
         "files": f"{len(files)}",
         "lines": f"{sum(lines.values()):,}",
@@ -100,7 +100,7 @@ def public_functions(tree: ast.Module) -> Iterator[Function]:
                     yield method, ast.get_docstring(method) or "", of_class
 
 
-def annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """Parameters and return type, as text."""
     returns = "" if function.returns is None else ast.unparse(function.returns)
     return f"{ast.unparse(function.args)} -> {returns}"

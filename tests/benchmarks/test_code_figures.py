@@ -40,7 +40,7 @@ def test_figures_of_a_small_package(tmp_path: Path) -> None:
         file.write_text(text)
     figures = runpy.run_path(str(SCRIPT))["figures"](tmp_path / "pkg")
     assert list(figures.values()) == [
-        *("6", "24", "15 (model.loss)", "5 (model.loss.shaped)"),
+        *("6", "21", "15 (model.loss)", "5 (model.loss.shaped)"),
         "4",  # loss -> errors, parts, media; parts -> errors
         *("3", "2"),
         *("3", "2 (67%)", "1 (33%)"),
