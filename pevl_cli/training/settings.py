@@ -126,12 +126,7 @@ OLD_NAMES = {
     "model.frozen_base": "model.train_base, which is the opposite",
     "model.video_temporal": None,
 }
-# Values that no longer exist.
-OLD_VALUES = {
-    ("model.stem", "conv3d"),
-    ("model.class_token", "patches"),
-    ("model.crop", "actor"),
-}
+OLD_VALUES = {"model.stem=conv3d", "model.class_token=patches", "model.crop=actor"}
 OLD_COMMIT = "4854232"  # the last one that had them
 
 
@@ -244,7 +239,7 @@ def _message(error: ValidationError) -> str:
         return f"there is no option {key}{_hint(key)}"
     if first["type"] == "missing":
         return f"{key} is needed."
-    if (key, first["input"]) in OLD_VALUES:
+    if f"{key}={first['input']}" in OLD_VALUES:
         return (
             f"{key}={first['input']} was removed: nobody measured a gain by it. The last commit "
             f"that has it is {OLD_COMMIT}."
