@@ -605,9 +605,10 @@ def train(
     if settings.init is not None:
         settings = build.settings_for(named, said, assign or ())
     recorded = training.stored_poses_of(settings, manifest)
-    settings = training.fitted(settings, manifest, recorded)
+    settings = training.adapt_settings(settings, manifest, recorded)
     if first and recorded is not None:
-        console.warn_of_no_poses(training.without_poses(manifest.items, recorded), recorded.source)
+        missing = training.count_without_poses(manifest.items, recorded)
+        console.warn_of_no_poses(missing, recorded.source)
     if dry_run:
         from pevl_cli.training.plan import make_plan
 
@@ -752,7 +753,7 @@ def benchmark(
         console.warn(warning)
     source = poses or (manifest.poses if pose_weights is None else None)
     recorded = None if source is None or no_pose else read_poses(source, layout)
-    console.warn_of_no_poses(training.without_poses(manifest.items, recorded), source)
+    console.warn_of_no_poses(training.count_without_poses(manifest.items, recorded), source)
     recogniser = recognise.load(
         checkpoint,
         clip,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pevl_cli.evaluation.outcome import Outcome
     from pevl_cli.recognise import Answer
     from pevl_cli.training.plan import Plan
+    from pevl_cli.training.progress import Event, Result
     from pevl_cli.training.settings import TrainSettings
-    from pevl_cli.training.trainer import Event, Result
     from pevl_cli.weights import Entry
 
 

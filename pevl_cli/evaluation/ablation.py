@@ -24,10 +24,10 @@ from pevl_cli.evaluation.benchmark import benchmark
 from pevl_cli.evaluation.cost import Cost, cost_of
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.files import PoseStore
+from pevl_cli.training.progress import Event
 from pevl_cli.training.run_folder import data_hash, has_state
 from pevl_cli.training.settings import TrainSettings
-from pevl_cli.training.train import fitted, train
-from pevl_cli.training.trainer import Event
+from pevl_cli.training.train import adapt_settings, train
 
 ONE_LEVEL: dict[str, Any] = {  # what comes before the SGMC module: joined features, plain contrast
     "similarities": ("concat",),
@@ -195,7 +195,7 @@ def ablate(
     UsageError when a variant does not fit the config. KeyboardInterrupt leaves all that was done.
     """
     # Joints as they were recorded; all else as it is chosen, also where there are poses alone.
-    seen = fitted(settings, manifest, poses).model
+    seen = adapt_settings(settings, manifest, poses).model
     model = settings.model.model_copy(update={"layout": seen.layout, "joints": seen.joints})
     settings = settings.model_copy(update={"model": model})
     if not seen.video and name != "pose-input":
