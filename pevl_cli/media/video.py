@@ -115,8 +115,8 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         if isinstance(error, PermissionError):
             raise PevlError(f"{path}: no permission to read it.") from error
         raise PevlError(
-            f"{path}: not a readable video ({_reason(error)}); it may be cut off, damaged or "
-            "no video at all. Copy it again, or convert it with ffmpeg."
+            f"{path}: not a video that can be read ({_reason(error)}); it may be cut off, damaged "
+            "or no video at all. Copy it again, or convert it with ffmpeg."
         ) from error
 
 

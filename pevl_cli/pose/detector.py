@@ -149,8 +149,8 @@ def load_network(path: Path) -> nn.Module:
         network = content.get("ema") or content.get("model") if isinstance(content, dict) else None
         if not isinstance(network, PoseModel):
             raise PevlError(f"{path}: not a YOLO-pose weights file; it holds no pose network.")
-        make_real(network)
         try:
+            make_real(network)
             network = network.float().eval()
             for module in network.modules():
                 if hasattr(module, "inplace"):
