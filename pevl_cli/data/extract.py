@@ -38,7 +38,7 @@ from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import read_poses
 from pevl_cli.pose.pickles import write_pickle
 from pevl_cli.pose.store import STORE_FACTS
-from pevl_cli.pose.stored import READING
+from pevl_cli.pose.stored import FORM_ERRORS
 
 
 def export_pyskl(store: Path, target: Path, items: Sequence[Item], labels: LabelSet | None) -> None:
@@ -71,7 +71,7 @@ def export_pyskl(store: Path, target: Path, items: Sequence[Item], labels: Label
 SAMPLED_FRAMES = 48
 ARRAYS = ("joints", "boxes", "size")
 # What reading a damaged file raises.
-DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *READING)
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORM_ERRORS)
 
 
 @dataclass
