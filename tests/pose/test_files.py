@@ -423,7 +423,7 @@ def test_all_frames_as_a_pickle_for_other_tools(
             target.parent.mkdir(parents=True)
             shutil.copy(item.path, target)
     out = tmp_path / "own.pkl"
-    line = ["pose", str(tmp_path / "own"), "--export", "pyskl", "--output", str(out)]
+    line = ["pose", str(tmp_path / "own"), "--export", str(out)]
     line += ["--frames", "all", "--pose-weights", str(pose_weights), "--device", "cpu"]
     said = CliRunner().invoke(app, line)
     assert said.exit_code == 0, said.output
