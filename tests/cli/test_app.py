@@ -99,7 +99,6 @@ def test_version(pevl: Pevl, arguments: list[str]) -> None:
         (["pose", "{film}", "--store", "a.npz", "--format", "csv"], "--format"),
         (["pose", "{film}", "--workers", "2"], "--store FILE.npz"),
         (["pose", "{film}", "--processes", "2"], "--workers"),
-        (["compare", "{tiny}"], "two or more"),
         (["benchmark", "--dataset", ".", "--views", "2"], "--views 2"),
         (["ablate", "ucmr", "--dataset", ".", "--config", "huge"], "mini"),
         (["train", "--dataset", ".", "--config", "huge"], "mini"),
