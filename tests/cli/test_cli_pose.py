@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from conftest import MakeVideo, number_of, picture
 
 from pevl_cli.media.video import iter_frames, read_timeline
 from pevl_cli.pose.detector import PoseDetector, PoseSettings
+from pevl_cli.pose.skeletons import LAYOUTS
 
 
 @pytest.mark.parametrize(("frames", "count"), [("48", 48), ("all", 60)])
@@ -66,6 +70,40 @@ def test_pose_of_nobody_is_null(
     (record,) = pevl("pose", film, "--pose-weights", weights, "--frames", "all").records
     assert [f["joints"] is None for f in record["frames"]] == [False] * 10 + [True] * 2
     assert [f["bridged"] for f in record["frames"]] == [i in {4, 5} for i in range(12)]
+
+
+def test_pose_csv_has_a_row_for_each_joint(
+    pevl: Pevl, make_video: MakeVideo, weights: Path, tmp_path: Path
+) -> None:
+    film, target = make_video(frames=6, fps=10), tmp_path / "joints.csv"
+    command = ["pose", film, "--pose-weights", weights, "--frames", "all"]
+    (record,) = pevl(*command).records
+    done = pevl(*command, "--format", "csv", "--output", target)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    rows = list(csv.DictReader(target.open()))
+    head = ["video", "frame", "time_s", "joint", "x_px", "y_px", "score", "bridged"]
+    assert list(rows[0]) == head and len(rows) == 6 * 17
+    for place, row in enumerate(rows):
+        frame = record["frames"][place // 17]
+        assert (row["video"], row["bridged"]) == (str(film), "no")
+        assert row["joint"] == LAYOUTS["coco17"].names[place % 17]
+        assert (int(row["frame"]), float(row["time_s"])) == (frame["index"], frame["time_s"])
+        joint = [float(row[column]) for column in ("x_px", "y_px", "score")]
+        assert joint == frame["joints"][place % 17]
+
+
+def test_pose_csv_leaves_frames_without_a_person_out(pevl: Pevl, tmp_path: Path) -> None:
+    joints = np.full((1, 3, 17, 2), 9.0, np.float16)
+    scores = np.full((1, 3, 17), 0.5, np.float16)
+    scores[:, 2] = 0
+    one = {"frame_dir": "a", "label": 0, "img_shape": (64, 64), "total_frames": 3}
+    file = tmp_path / "poses.pkl"
+    file.write_bytes(pickle.dumps([one | {"keypoint": joints, "keypoint_score": scores}]))
+    done = pevl("pose", file, "--format", "csv")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert {row["frame"] for row in rows} == {"0", "1"} and len(rows) == 2 * 17
+    assert {row["time_s"] for row in rows} == {""}, "stored poses have no times"
 
 
 def changed(after: np.ndarray, before: np.ndarray) -> np.ndarray:
