@@ -199,7 +199,10 @@ def ablate(
     model = settings.model.model_copy(update={"layout": seen.layout, "joints": seen.joints})
     settings = settings.model_copy(update={"model": model})
     if not seen.video and name != "pose-input":
-        raise UsageError(f"--ablation {name}: {manifest.source} has no videos, and it is of them.")
+        raise UsageError(
+            f"pevl ablate {name}: needs videos, and {manifest.source} has none; hint: pose-input "
+            "needs poses only."
+        )
     found = []
     for row in ABLATIONS[name].rows:
         variant = _first_like(row.variant, settings.model)
@@ -223,7 +226,7 @@ def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig.model_validate(config.model_dump() | {"classes": 1} | dict(changes))
     except ValidationError as error:
         told = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--ablation: {changes} does not fit these settings: {told}.") from error
+        raise UsageError(f"pevl ablate: {changes} does not fit these settings: {told}.") from error
 
 
 def _first_like(variant: str, config: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Answers and poses as JSON and CSV: what `pevl classify` and `pevl pose` write."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from pevl_cli.media.video import Timeline
 from pevl_cli.pose.actor import Actor
+from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.pose.stored import StoredPoses
 from pevl_cli.recognise import Answer
 
@@ -80,3 +81,24 @@ def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
     ]
     size = {"width": stored.width, "height": stored.height}
     return {"video": stored.name, "layout": actor.layout, **size, "frames": frames}
+
+
+def poses_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Records of `pose_record` as CSV: one row a joint, in pixels of the video, upright.
+
+    A frame without the person has no row. ``bridged`` is yes where the joints were interpolated;
+    ``time_s`` is empty for stored poses.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("video", "frame", "time_s", "joint", "x_px", "y_px", "score", "bridged"))
+    for record in records:
+        names = LAYOUTS[record["layout"]].names
+        for frame in record["frames"]:
+            if frame["joints"] is None:
+                continue
+            bridged = "yes" if frame["bridged"] else "no"
+            time_s = "" if frame["time_s"] is None else frame["time_s"]
+            for name, joint in zip(names, frame["joints"], strict=True):
+                writer.writerow((record["video"], frame["index"], time_s, name, *joint, bridged))
+    return out.getvalue()

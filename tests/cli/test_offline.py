@@ -69,6 +69,7 @@ def run(environment: Path, folder: Path, *arguments: object) -> subprocess.Compl
     return done
 
 
+@pytest.mark.slow
 def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) -> None:
     done = run(environment, tmp_path, "demo", "--out", "demo")
     assert done.returncode == 0, done.stderr
@@ -82,6 +83,7 @@ def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) 
     assert json.loads(again.stdout)[0]["predictions"][0]["label"] == "jumping_jack"
 
 
+@pytest.mark.slow
 def test_real_clips_are_named_rightly(environment: Path, tmp_path: Path, shared: Path) -> None:
     items = read_manifest(shared / "data" / "field").of("val")
     wanted = ("workout_pullup", "workout_pushup", "yoga_corpse", "pickleball_serve")
@@ -94,6 +96,7 @@ def test_real_clips_are_named_rightly(environment: Path, tmp_path: Path, shared:
     assert all(a["person"]["frames_seen"] > 40 for a in answers)
 
 
+@pytest.mark.slow
 def test_what_is_not_here_is_told_without_a_network(environment: Path, tmp_path: Path) -> None:
     listed = run(environment, tmp_path, "models")
     assert listed.returncode == 0 and "pevl-pose" in listed.stdout, listed.stderr
@@ -112,6 +115,7 @@ def test_what_is_not_here_is_told_without_a_network(environment: Path, tmp_path:
         assert len(said.splitlines()) == 1 and USUAL_WEIGHTS in said
 
 
+@pytest.mark.slow
 def test_what_ships_is_small_and_tells_nothing_of_the_machine_it_was_made_on(wheel: Path) -> None:
     assert BUNDLED_WEIGHTS.stat().st_size <= 8e6
     mini = [f for f in (BUNDLED / "pevl-mini").iterdir() if f.is_file()]

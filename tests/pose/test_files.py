@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import MakeVideo
-from pose_data import annotation
+from pose_data import annotation, learnable
 from poses import BODY, mmpose, people, written
 from typer.testing import CliRunner
 
