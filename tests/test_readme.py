@@ -18,6 +18,7 @@ NAMES = (
     *("models fetch", "models", "data check", "data"),
 )
 # The part of a line that belongs to one command, as in `pevl demo && pevl classify CLIP.mp4`.
+HEADINGS = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
 COMMANDS = sorted(set(re.findall(rf"\bpevl ({'|'.join(NAMES)})\b([^\n`&|]*)", README)))
 # Options of other programs.
 OTHERS = {"--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"} | {
@@ -59,5 +60,8 @@ def test_every_file_of_the_tree_exists() -> None:
 
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        if "://" not in target:
+        if target.startswith("#"):
+            headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in HEADINGS}
+            assert target[1:] in headings, target
+        elif "://" not in target:
             assert (ROOT / target).exists(), target
