@@ -96,10 +96,6 @@ def _prepare_process() -> None:
     # OpenMP threads that spin while they wait slow a training step down up to seven times as soon
     # as anything else runs on the machine (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # ultralytics: install no package, send nothing, print nothing.
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_OFFLINE"] = "true"
-    os.environ.setdefault("YOLO_VERBOSE", "false")
     # Log lines that repeat what our own messages say: Fabric's greeting, the hub's retries, and
     # open_clip's, which go to the root logger.
     for part in ("utilities", "strategies", "plugins"):  # the import sets the level of the whole
