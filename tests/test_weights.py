@@ -57,10 +57,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
 
 
 def test_weights_are_fetched_once_and_found(server: dict[str, Any]) -> None:
-    told: list[tuple[int, int]] = []
-    place = models.fetch(NAME, lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    place = models.fetch(NAME, lambda done, total: progress.append((done, total)))
     assert place.read_bytes() == WEIGHTS
-    assert told[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(told) > 1
+    assert progress[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(progress) > 1
     assert models.fetch(NAME) == place and server["asked"].count("/file") == 1
     entry = next(e for e in models.list_models() if e.known.name == NAME)
     assert (entry.state, entry.place) == ("fetched", place)
@@ -84,9 +84,9 @@ def test_without_a_network_it_is_said_what_to_do(
 ) -> None:
     monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
-    said = CliRunner().invoke(app, ["models", "fetch", NAME])
-    assert isinstance(said.exception, PevlError)
-    assert "Is there a network?" in str(said.exception)
+    result = CliRunner().invoke(app, ["models", "fetch", NAME])
+    assert isinstance(result.exception, PevlError)
+    assert "Is there a network?" in str(result.exception)
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -129,9 +129,11 @@ def test_towers_come_from_where_open_clip_takes_them() -> None:
 
 
 def test_the_list_says_what_is_here() -> None:
-    said = CliRunner().invoke(app, ["models"])
-    assert said.exit_code == 0, said.output
-    assert "pevl-mini" in said.output and "bundled" in said.output and "yolo11x" in said.output
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 0, result.output
+    assert (
+        "pevl-mini" in result.output and "bundled" in result.output and "yolo11x" in result.output
+    )
     assert models.fetch("pevl-pose") == BUNDLED_WEIGHTS, "it is here already"
     with pytest.raises(UsageError, match="no model of this name; these can be fetched: yolo11n"):
         models.fetch("yolo99-pose.pt")

@@ -21,6 +21,7 @@ from torch import nn
 
 from pevl_cli.cache import cache_folder, file_digest
 from pevl_cli.errors import PevlError
+from pevl_cli.hardware import choose_device
 from pevl_cli.media.video import Clip, Timeline
 from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, find_actor
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
@@ -211,8 +212,13 @@ def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
 
 
 def _torch_device(name: str | None) -> torch.device:
-    """``name`` as torch's device; None is the current GPU if there is one, else the CPU."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """``name`` as torch's device; None is the current GPU if there is one, else the CPU.
+
+    UsageError for a device that this computer does not have.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(choose_device(name))
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

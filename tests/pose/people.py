@@ -31,7 +31,7 @@ def person(
     return box, joints, colours
 
 
-def sightings(*people: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Detections:
+def detected(*people: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Detections:
     if not people:
         return Detections(np.zeros((0, 5)), np.zeros((0, 17, 3)), np.zeros((0, 32)))
     return Detections(*(np.stack(parts) for parts in zip(*people, strict=True)))

@@ -13,9 +13,9 @@ from people import (
     WIDTH,
     Detected,
     blank,
+    detected,
     person,
     same,
-    sightings,
     source,
     stand_in,
     swing,
@@ -30,10 +30,10 @@ from pevl_cli.pose.tracks import Detections, link
 # -- choice ---------------------------------------------------------------------------------------
 
 
-def who_is_followed(found: list[Detections]) -> list[int | None]:
+def who_is_followed(detections: list[Detections]) -> list[int | None]:
     """In each frame the colour of whom the actor's track follows."""
-    chosen = choose_actor(link(found), source(len(found)))
-    followed: list[int | None] = [None] * len(found)
+    chosen = choose_actor(link(detections), source(len(detections)))
+    followed: list[int | None] = [None] * len(detections)
     if chosen is not None:
         for f, joints in zip(chosen.frames, chosen.joints, strict=True):
             followed[f] = round(float(joints[0, 2]) * 10)
@@ -41,56 +41,56 @@ def who_is_followed(found: list[Detections]) -> list[int | None]:
 
 
 def test_a_moving_actor_is_followed_and_not_a_small_still_judge() -> None:
-    found = [
-        sightings(person(560, 300, 80, who=2), person(250 + 6 * f, 240, 160, 1, swing(f)))
+    detections = [
+        detected(person(560, 300, 80, who=2), person(250 + 6 * f, 240, 160, 1, swing(f)))
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 24
+    assert who_is_followed(detections) == [1] * 24
 
 
 def test_a_smaller_moving_actor_is_followed_and_not_the_largest_box() -> None:
     """A spectator near the camera, at the side, sits still."""
-    found = [
-        sightings(person(70, 340, 260, who=2), person(260 + 5 * f, 230, 130, 1, swing(f)))
+    detections = [
+        detected(person(70, 340, 260, who=2), person(260 + 5 * f, 230, 130, 1, swing(f)))
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 24
+    assert who_is_followed(detections) == [1] * 24
 
 
 def test_somebody_passing_is_not_followed() -> None:
-    found = [
-        sightings(
+    detections = [
+        detected(
             person(300, 240, 150, 1, swing(f)),
             *([person(-40 + 110 * (f - 8), 260, 220, 2, swing(f))] if 8 <= f < 14 else []),
         )
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 24
+    assert who_is_followed(detections) == [1] * 24
 
 
 def test_a_moving_actor_beside_a_still_person_as_large_and_nearer_the_middle() -> None:
-    found = [
-        sightings(person(360, 240, 160, who=2), person(220, 250, 160, 1, swing(f)))
+    detections = [
+        detected(person(360, 240, 160, who=2), person(220, 250, 160, 1, swing(f)))
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 24
+    assert who_is_followed(detections) == [1] * 24
 
 
 def test_of_two_who_move_alike_the_one_in_the_middle_is_followed() -> None:
     """Who films keeps the actor in the middle."""
-    found = [
-        sightings(person(90, 400, 168, 2, swing(f)), person(330, 240, 160, 1, swing(f)))
+    detections = [
+        detected(person(90, 400, 168, 2, swing(f)), person(330, 240, 160, 1, swing(f)))
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 24
+    assert who_is_followed(detections) == [1] * 24
 
 
 def test_tracklets_of_one_person_are_chained_over_a_gap() -> None:
-    found = [
-        sightings() if 8 <= f < 14 else sightings(person(250 + 4 * f, 240, 160, 1, swing(f)))
+    detections = [
+        detected() if 8 <= f < 14 else detected(person(250 + 4 * f, 240, 160, 1, swing(f)))
         for f in range(24)
     ]
-    assert who_is_followed(found) == [1] * 8 + [None] * 6 + [1] * 10
+    assert who_is_followed(detections) == [1] * 8 + [None] * 6 + [1] * 10
 
 
 def test_without_tracks_there_is_no_actor() -> None:
@@ -111,7 +111,7 @@ def weights(tmp_path: Path) -> Path:
 def test_gaps_of_an_actor_are_bridged_and_marked(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = {8, 9, 10, *range(16, 26)}  # 0.4 s and 1.1 s between sightings
+    lost = {8, 9, 10, *range(16, 26)}  # 0.4 s and 1.1 s between detected
 
     def see(_: np.ndarray, f: int) -> list[tuple[np.ndarray, np.ndarray]]:
         return [] if f in lost else [person(200 + 4 * f, 240, 300, 1, swing(f))[:2]]

@@ -21,7 +21,7 @@ from conftest import REPOSITORY, child_environment
 from people import blank
 from safetensors import safe_open
 
-from pevl_cli.errors import PevlError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.media.video import sample_clip
 from pevl_cli.pose import detector as detecting
 from pevl_cli.pose.detector import PoseDetector, pose_network_layers
@@ -163,10 +163,14 @@ def test_the_device_that_is_named_is_used_and_does_not_become_the_current_one(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(detecting, "choose_device", lambda name: name)
     assert detecting._torch_device("cuda:2") == torch.device("cuda", 2)
     assert detecting._torch_device("cuda") == torch.device("cuda", 1)
     assert detecting._torch_device(None) == torch.device("cuda", 1)
     assert detecting._torch_device("cpu") == torch.device("cpu")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="--device gpu: not available here"):
+        PoseDetector("pevl-pose", device="gpu").find_actor(blank(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert detecting._torch_device(None) == torch.device("cpu")
 

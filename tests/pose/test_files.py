@@ -80,16 +80,16 @@ def test_a_bad_clip_of_a_pickle_is_told_by_name(tmp_path: Path, change: dict[str
 def test_recorded_poses_are_drawn_over_an_empty_frame(tmp_path: Path) -> None:
     file = tmp_path / "poses.pkl"
     file.write_bytes(pickle.dumps([annotation("a"), annotation("b")]))
-    said = CliRunner().invoke(app, ["pose", str(file)])
-    assert "holds 2 clips" in str(said.exception)
+    result = CliRunner().invoke(app, ["pose", str(file)])
+    assert "holds 2 clips" in str(result.exception)
     line = ["pose", str(file), "--clip", "a", "--draw"]
-    said = CliRunner().invoke(app, [*line, str(tmp_path / "a.png")])
-    assert said.exit_code == 0 and json.loads(said.stdout)[0]["layout"] == "coco17"
+    result = CliRunner().invoke(app, [*line, str(tmp_path / "a.png")])
+    assert result.exit_code == 0 and json.loads(result.stdout)[0]["layout"] == "coco17"
     drawn = cv2.imread(str(tmp_path / "a.png"))
     assert drawn is not None and drawn.shape[0] == 360
     assert 0.001 < (drawn.max(-1) > 60).mean() < 0.5
-    said = CliRunner().invoke(app, [*line, str(tmp_path / "a.mp4")])
-    assert said.exit_code == 0 and sample_clip(tmp_path / "a.mp4", 9).length == 9
+    result = CliRunner().invoke(app, [*line, str(tmp_path / "a.mp4")])
+    assert result.exit_code == 0 and sample_clip(tmp_path / "a.mp4", 9).length == 9
 
 
 def test_three_estimators_of_smarthome_are_read(shared: Path) -> None:
@@ -101,44 +101,45 @@ def test_three_estimators_of_smarthome_are_read(shared: Path) -> None:
         assert (actor.joints[..., 2] > 0).mean() >= seen
 
 
+@pytest.mark.slow
 def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) -> None:
     file, out = learnable(tmp_path), tmp_path / "run"
     small = ["model.width=32", "model.embed_dim=16", "model.text_width=16", "model.vocab_size=300"]
     line = ["train", "--dataset", str(file), "--out", str(out), "--device", "cpu"]
     for given in (*small, "run.tracker=none", "optim.min_steps=240"):
         line += ["--set", given]
-    said = CliRunner().invoke(app, [*line, "--epochs", "6", "--batch-size", "8"])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, [*line, "--epochs", "6", "--batch-size", "8"])
+    assert result.exit_code == 0, result.output
     config = json.loads((out / "best" / "config.json").read_text())["model"]
     assert (config["layout"], config["video"]) == ("jhmdb15", False)
     assert (config["pose_layers"], config["pose_pool"]) == (0, "max")
     figures = tmp_path / "f.json"
     line = ["benchmark", "--dataset", str(file), "--checkpoint", str(out / "best")]
-    said = CliRunner().invoke(app, [*line, "--device", "cpu", "--output", str(figures)])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, [*line, "--device", "cpu", "--output", str(figures)])
+    assert result.exit_code == 0, result.output
     outcome = json.loads(figures.read_text())
     assert outcome["split"] == "test" and outcome["accuracy"]["count"] == 4
     assert outcome["accuracy"]["top1"] == 1.0
-    assert "trained on these clips" not in said.output
-    said = CliRunner().invoke(app, [*line, "--split", "train", "--device", "cpu"])
-    assert "trained on these clips" in said.output
+    assert "trained on these clips" not in result.output
+    result = CliRunner().invoke(app, [*line, "--split", "train", "--device", "cpu"])
+    assert "trained on these clips" in result.output
     beside = tmp_path / "halves.txt"
     beside.rename(tmp_path / "away.txt")  # numbers without names are those of the checkpoint
-    said = CliRunner().invoke(app, [*line, "--device", "cpu"])
-    assert said.exit_code == 0 and "named by the checkpoint" in said.output
+    result = CliRunner().invoke(app, [*line, "--device", "cpu"])
+    assert result.exit_code == 0 and "named by the checkpoint" in result.output
     (tmp_path / "away.txt").rename(beside)
     (tmp_path / "other.txt").write_text("lower half\nupper half\n")
-    said = CliRunner().invoke(app, [*line, "--labels", str(tmp_path / "other.txt")])
-    assert "label 0 is 'lower half' in halves.pkl and 'upper half' in" in str(said.exception)
-    said = CliRunner().invoke(app, [*line, "--split", "train", "--fold", "9"])
-    assert "is a fold '9'" in str(said.exception)
+    result = CliRunner().invoke(app, [*line, "--labels", str(tmp_path / "other.txt")])
+    assert "label 0 is 'lower half' in halves.pkl and 'upper half' in" in str(result.exception)
+    result = CliRunner().invoke(app, [*line, "--split", "train", "--fold", "9"])
+    assert "is a fold '9'" in str(result.exception)
 
 
 def test_what_is_chosen_for_poses_alone_is_kept(tmp_path: Path) -> None:
     line = ["train", "--dataset", str(learnable(tmp_path)), "--dry-run", "--device", "cpu"]
-    said = CliRunner().invoke(app, [*line, "--set", "model.pose_pool=mean"])
-    assert said.exit_code == 0, said.output
-    assert "pose_pool: mean" in said.output and "pose_layers: 0" in said.output
+    result = CliRunner().invoke(app, [*line, "--set", "model.pose_pool=mean"])
+    assert result.exit_code == 0, result.output
+    assert "pose_pool: mean" in result.output and "pose_layers: 0" in result.output
 
 
 def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
@@ -148,11 +149,13 @@ def test_joints_that_the_checkpoint_lacks_are_refused(tmp_path: Path) -> None:
     facts["model"]["allow_missing_joints"] = False
     (strict / "config.json").write_text(json.dumps(facts))
     line = ["train", "--dataset", str(file), "--init", str(strict), "--out", str(tmp_path / "run")]
-    said = CliRunner().invoke(app, line)
-    assert "of layout coco17" in str(said.exception) and "jhmdb15" in str(said.exception)
+    result = CliRunner().invoke(app, line)
+    assert "of layout coco17" in str(result.exception) and "jhmdb15" in str(result.exception)
     line = ["benchmark", "--dataset", str(file), "--checkpoint", "pevl-mini"]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 1 and "'upper half', is none of the 37 labels" in str(said.exception)
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 1 and "'upper half', is none of the 37 labels" in str(
+        result.exception
+    )
 
 
 def test_a_clip_of_a_csv_whose_file_is_gone_is_one_of_poses(

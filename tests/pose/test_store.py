@@ -35,6 +35,7 @@ from pevl_cli.pose.pickles import read_pickle
 MINI = CONFIGS["mini"]
 
 
+@pytest.mark.slow
 def test_a_store_gives_what_the_detector_gives(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_store_gives_what_the_detector_gives(
     assert about["settings"] == asdict(detector.settings) | {"batch": 0}
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_noticed_and_made_again(
     shared: Path, pose_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_damaged_entry_is_noticed_and_made_again(
     np.testing.assert_array_equal(np.stack(again.actor().joints), np.stack(good.actor().joints))
 
 
+@pytest.mark.slow
 def test_a_store_is_not_taken_for_other_clips(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_a_store_is_not_taken_for_other_clips(
     assert read_poses(store).get(items[0].name) is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_does_not_look_again(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -129,12 +133,13 @@ def test_a_run_that_was_killed_does_not_look_again(
     finished = len(list(parts.glob("[!.]*.npz")))
     assert not store.exists()
     shutil.rmtree(tmp_path / "cache")  # what is finished does not rest on it
-    said = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
-    assert said.returncode == 0, said.stderr
-    assert f"poses of 6 clips, {finished} of them found before" in said.stderr
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert f"poses of 6 clips, {finished} of them found before" in result.stderr
     assert not parts.exists()
 
 
+@pytest.mark.slow
 def test_several_processes_and_shards_give_the_same(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +160,7 @@ def test_several_processes_and_shards_give_the_same(
         shard(items, "3/2")
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same(shared: Path, pose_weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="needs the extra pevl[ray]")
     items = field(shared, 4)
@@ -167,6 +173,7 @@ def test_ray_gives_the_same(shared: Path, pose_weights: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(a.actor().joints, b.actor().joints)
 
 
+@pytest.mark.slow
 def test_a_broken_video_is_told_and_the_others_are_kept(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -175,11 +182,12 @@ def test_a_broken_video_is_told_and_the_others_are_kept(
     shutil.copy(field(shared, 1)[0].path, tmp_path / "clips" / "good.mp4")
     store = tmp_path / "poses.npz"
     line = ["pose", str(tmp_path / "clips"), "--store", str(store), "--device", "cpu"]
-    said = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
-    assert said.exit_code == 1 and "poses of 1 clips" in said.output
-    assert "broken.mp4" in said.output
+    result = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
+    assert result.exit_code == 1 and "poses of 1 clips" in result.output
+    assert "broken.mp4" in result.output
 
 
+@pytest.mark.slow
 def test_all_frames_as_a_pickle_for_other_tools(
     shared: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -191,8 +199,8 @@ def test_all_frames_as_a_pickle_for_other_tools(
     out = tmp_path / "own.pkl"
     line = ["pose", str(tmp_path / "own"), "--export", "pyskl", "--output", str(out)]
     line += ["--frames", "all", "--pose-weights", str(pose_weights), "--device", "cpu"]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
     annotations, splits = read_pickle(out)
     names = {"train": ["train/a/train", "train/b/train"], "val": ["val/a/val", "val/b/val"]}
     assert {k: sorted(v) for k, v in splits.items()} == names

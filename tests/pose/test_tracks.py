@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from people import person, sightings, swing
+from people import detected, person, swing
 
 from pevl_cli.pose.tracks import Detections, box_similarity, bridge, link
 
@@ -18,15 +18,15 @@ def test_two_who_meet_keep_their_identities(turn_back: bool) -> None:
     def at(f: int) -> float:
         return 120 + 18 * (min(f, 23 - f) if turn_back else f)
 
-    found = [
-        sightings(person(at(f), 240, 160, 1, swing(f)), person(640 - at(f), 240, 160, 2, swing(f)))
+    detections = [
+        detected(person(at(f), 240, 160, 1, swing(f)), person(640 - at(f), 240, 160, 2, swing(f)))
         for f in range(24)
     ]
     # Listed the other way round in half of the frames, as a detector would.
     for f in range(0, 24, 2):
-        s = found[f]
-        found[f] = Detections(s.boxes[::-1], s.joints[::-1], s.colours[::-1])
-    tracks = link(found)
+        s = detections[f]
+        detections[f] = Detections(s.boxes[::-1], s.joints[::-1], s.colours[::-1])
+    tracks = link(detections)
     assert sorted(len(t.frames) for t in tracks) == [24, 24]
     for track in tracks:
         assert len({round(float(j[0, 2]) * 10) for j in track.joints}) == 1, "they were swapped"
@@ -34,25 +34,25 @@ def test_two_who_meet_keep_their_identities(turn_back: bool) -> None:
 
 def test_a_track_goes_on_after_one_missing_frame_and_ends_after_more() -> None:
     def seen_in(frames: Iterable[int]) -> list[list[int]]:
-        found = [sightings() for _ in range(12)]
+        detections = [detected() for _ in range(12)]
         for f in frames:
-            found[f] = sightings(person(300 + 2 * f, 240, 160, 1))
-        return sorted(t.frames for t in link(found))
+            detections[f] = detected(person(300 + 2 * f, 240, 160, 1))
+        return sorted(t.frames for t in link(detections))
 
     assert seen_in([0, 1, 2, 4, 5]) == [[0, 1, 2, 4, 5]]
     assert seen_in([0, 1, 2, 8, 9]) == [[0, 1, 2], [8, 9]]
 
 
 def test_a_faint_box_counts_only_between_sure_ones() -> None:
-    found = [
-        sightings(person(300, 240, 160, 1, sure=0.1 if f in {0, 5, 11} else 0.8)) for f in range(12)
+    detections = [
+        detected(person(300, 240, 160, 1, sure=0.1 if f in {0, 5, 11} else 0.8)) for f in range(12)
     ]
-    assert [t.frames for t in link(found)] == [list(range(1, 11))]
-    assert link([sightings(person(300, 240, 160, 1, sure=0.1))] * 5) == []
+    assert [t.frames for t in link(detections)] == [list(range(1, 11))]
+    assert link([detected(person(300, 240, 160, 1, sure=0.1))] * 5) == []
 
 
 def test_nobody_in_sight() -> None:
-    assert link([sightings()] * 5) == []
+    assert link([detected()] * 5) == []
 
 
 def test_box_similarity() -> None:
