@@ -19,7 +19,7 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.sgmc import Similarities
 
 
-def test_a_clip_is_judged_as_it_is_and_mirrored_unless_a_label_names_a_side(
+def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
     tmp_path: Path, tiny_checkpoint: Path, make_video: MakeVideo
 ) -> None:
     folder = tmp_path / "flip_at_test"
@@ -40,13 +40,13 @@ def test_a_clip_is_judged_as_it_is_and_mirrored_unless_a_label_names_a_side(
                 for way in (False, True)
             ]
             each = [one.similarities for one in each]
-            found = recogniser.matches([sample], labels).similarities
+            matches = recogniser.matches([sample], labels).similarities
         assert (each[0] - each[1]).nan_to_num().abs().max() > 1e-4
         mean = torch.stack(each[: len(ways)]).mean(0)
-        torch.testing.assert_close(found, mean, equal_nan=True, atol=1e-6, rtol=0)
+        torch.testing.assert_close(matches, mean, equal_nan=True, atol=1e-6, rtol=0)
 
 
-def test_what_a_clip_looks_like_is_compared_with_the_labels_that_are_asked_for(
+def test_prototype_similarity_is_that_of_the_given_labels(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     model, facts = checkpoint.load(tiny_checkpoint)
@@ -61,10 +61,10 @@ def test_what_a_clip_looks_like_is_compared_with_the_labels_that_are_asked_for(
     similarities = torch.tensor([[[0.3, 0.1]]])
 
     def score(*names: str) -> float:
-        found = Similarities(similarities, looks_like_the_second)
-        sure = recogniser.scores(found, LabelSet(names, names))
-        assert sure.shape == (1, 2)
-        return float(sure[0, 0])
+        matches = Similarities(similarities, looks_like_the_second)
+        scores = recogniser.scores(matches, LabelSet(names, names))
+        assert scores.shape == (1, 2)
+        return float(scores[0, 0])
 
     def expected(familiar: float) -> float:
         return float(torch.sigmoid(torch.tensor(5.0 * 0.3 + 3.0 * (familiar - 0.5))))

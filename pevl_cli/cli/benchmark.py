@@ -17,6 +17,7 @@ from pevl_cli.cli.paths import check_output, check_pose_weights, make_folder, wr
 from pevl_cli.cli.progress import ClipProgress
 
 if TYPE_CHECKING:
+    from pevl_cli.data.dataset import DataSettings
     from pevl_cli.data.manifest import Manifest
     from pevl_cli.evaluation.outcome import Outcome
     from pevl_cli.pose.files import PoseStore
@@ -72,17 +73,11 @@ def benchmark(
         check_pose_weights(pose_weights)
 
     from pevl_cli import recognise
-    from pevl_cli.data.dataset import DataSettings, read_data
+    from pevl_cli.data.dataset import DataSettings
     from pevl_cli.evaluation import benchmark as evaluation
-    from pevl_cli.model.checkpoint import find, read_facts
 
-    facts = read_facts(find(checkpoint))
-    # Clips that training held out are drawn in the same way again.
-    held_out = facts.training.get("hold_out")
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold)
-    if held_out is not None:
-        data = DataSettings.model_validate(data.model_dump() | {"hold_out": held_out})
-    manifest = read_data(data, int(facts.training.get("seed", 0)), facts.label_set)
+    manifest = _read_data(data, checkpoint)
     measured_split, _ = evaluation.choose_split(manifest, checkpoint, split)
     for warning in (*manifest.warnings, *(manifest.drawn if measured_split != "all" else ())):
         console.warn(warning)
@@ -120,6 +115,17 @@ def benchmark(
         console.warn(
             "the checkpoint was trained on these clips; the figures do not hold for other clips"
         )
+
+
+def _read_data(data: DataSettings, checkpoint: str) -> Manifest:
+    """The data set; clips that the checkpoint's training held out are drawn in the same way."""
+    from pevl_cli.data.dataset import read_data
+    from pevl_cli.model.checkpoint import find, read_facts
+
+    facts = read_facts(find(checkpoint))
+    if "hold_out" in facts.training:
+        data = data.model_copy(update={"hold_out": facts.training["hold_out"]})
+    return read_data(data, int(facts.training.get("seed", 0)), facts.label_set)
 
 
 def _stored_poses(

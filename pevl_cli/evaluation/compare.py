@@ -159,7 +159,7 @@ def compare(results: Sequence[Result]) -> Comparison:
     if len({r.name for r in results}) < len(results):  # told apart by the whole path
         results = [replace(r, name=r.path) for r in results]
     if len({r.name for r in results}) < len(results):
-        raise UsageError("pevl compare: the same result was given twice.")
+        raise UsageError("pevl compare: the same result was named twice.")
     return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
 
 

@@ -18,11 +18,12 @@ from pevl_cli.recognise import Answer
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
+    """A list of `Answer.as_dict` records."""
     return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
 
 
 def answers_csv(answers: Sequence[Answer]) -> str:
-    """One line a prediction: the ranks of a video stand below each other."""
+    """One row a prediction, the ranks of a video in order; scores in [0, 1], times in seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -43,7 +44,10 @@ def answers_csv(answers: Sequence[Answer]) -> str:
 def pose_record(
     video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
 ) -> dict[str, Any]:
-    """What the model sees of one video; ``places`` (T,) into the distinct frames ``indices``."""
+    """The joints that the model sees of one video, in pixels, null where the person is not seen.
+
+    ``places`` (T,) are positions in the distinct frame numbers ``indices``.
+    """
     frames = []
     for u in places.tolist():
         joints = actor.joints[u]
@@ -67,7 +71,7 @@ def pose_record(
 
 
 def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
-    """As `pose_record`, of poses that were found before; they have no times."""
+    """As `pose_record`, for stored poses, which have no times."""
     frames = [
         {
             "index": t,

@@ -22,7 +22,7 @@ from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.detector import PoseDetector
 
 
-def test_json_is_what_the_issue_says(
+def test_json_has_the_documented_fields(
     pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path, weights: Path
 ) -> None:
     film = make_video(frames=30)
@@ -46,7 +46,7 @@ def test_json_is_what_the_issue_says(
     assert (np.diff(scores) <= 0).all() and scores.min() > 0
     likeness = np.array([p["similarity"] for p in predictions])
     assert (np.diff(likeness) <= 0).all() and abs(likeness).max() <= 1
-    assert scores[0] - scores[-1] > 1e-4, "the model says the same of every label"
+    assert scores[0] - scores[-1] > 1e-4, "the scores of all labels are equal"
     # Scores grow with similarities: their logarithms lie on one line.
     slope = np.polyfit(likeness, np.log(scores), 1)
     np.testing.assert_allclose(np.polyval(slope, likeness), np.log(scores), atol=1e-3)
@@ -57,7 +57,7 @@ def test_json_is_what_the_issue_says(
     assert person["box"] == pytest.approx([10, 14, 10 + 29 + 60, 114], abs=0.01)
 
 
-def test_without_pose_nobody_is_looked_for(
+def test_without_pose_the_detector_is_not_used(
     pevl: Pevl,
     make_video: MakeVideo,
     tiny_checkpoint: Path,
@@ -69,18 +69,18 @@ def test_without_pose_nobody_is_looked_for(
     (with_pose,) = pevl(*command, "--pose-weights", weights).records
 
     def never(*_: object) -> None:
-        raise AssertionError("the detector was asked")
+        raise AssertionError("the detector was used")
 
     monkeypatch.setattr(PoseDetector, "actor", never)
     done = pevl(*command, "--no-pose")
     assert done.code == 0
     (record,) = done.records
     assert record["person"] == {"frames_seen": 0, "frames": 48, "box": None}
-    assert record["warnings"] == [], "nobody was looked for, so nobody is missed"
+    assert record["warnings"] == [], "no detector, so no warning"
     assert record["predictions"] != with_pose["predictions"]
 
 
-def test_nobody_found_is_a_warning(
+def test_no_person_is_a_warning(
     pevl: Pevl,
     make_video: MakeVideo,
     tiny_checkpoint: Path,
@@ -122,9 +122,9 @@ def test_csv(pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [r["video"] for r in rows] == [str(films[0])] * 3 + [str(films[1])] * 3
     assert [int(r["rank"]) for r in rows] == [1, 2, 3] * 2
-    told = [p for record in records for p in record["predictions"]]
-    assert [r["label"] for r in rows] == [p["label"] for p in told]
-    for row, p in zip(rows, told, strict=True):
+    predicted = [p for record in records for p in record["predictions"]]
+    assert [r["label"] for r in rows] == [p["label"] for p in predicted]
+    for row, p in zip(rows, predicted, strict=True):
         assert float(row["score"]) == pytest.approx(p["score"], abs=1e-6)
         assert float(row["similarity"]) == pytest.approx(p["similarity"], abs=1e-6)
     assert float(rows[0]["end_s"]) == pytest.approx(0.8)
@@ -197,10 +197,10 @@ def test_folders_and_patterns(pevl: Pevl, make_video: MakeVideo, tiny_checkpoint
     folder = films[0].parent
     (folder / "notes.txt").write_text("not a film")
     options = ["--checkpoint", tiny_checkpoint, "--no-pose", "--format", "json"]
-    found = [r["video"] for r in pevl("classify", folder, *options).records]
-    assert sorted(found) == sorted(map(str, films))
-    found = [r["video"] for r in pevl("classify", folder / "*.m*", *options).records]
-    assert found == [str(folder / "b.mp4"), str(folder / "c.mkv")]
+    videos = [r["video"] for r in pevl("classify", folder, *options).records]
+    assert sorted(videos) == sorted(map(str, films))
+    videos = [r["video"] for r in pevl("classify", folder / "*.m*", *options).records]
+    assert videos == [str(folder / "b.mp4"), str(folder / "c.mkv")]
     done = pevl("classify", folder / "*.wmv", *options)
     assert done.code == 1 and "nothing matches" in one_line(done.err)
 
@@ -229,7 +229,7 @@ def test_a_batch_goes_on_after_bad_files(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "no labels"),
         (b"# only a comment\n\n", "no labels"),
@@ -239,24 +239,24 @@ def test_a_batch_goes_on_after_bad_files(
     ],
 )
 def test_a_wrong_label_file(
-    pevl: Pevl, make_video: MakeVideo, tmp_path: Path, content: bytes, said: str
+    pevl: Pevl, make_video: MakeVideo, tmp_path: Path, content: bytes, message: str
 ) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_bytes(content)
     done = pevl("classify", make_video(frames=2), "--labels", labels, "--no-pose")
     assert (done.code, done.out) == (1, "")
-    assert said in one_line(done.err) and str(labels) in done.err
+    assert message in one_line(done.err) and str(labels) in done.err
 
 
-def test_labels_rule_which_names_are_told(
+def test_labels_decide_which_names_are_predicted(
     pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     film, labels = make_video(frames=5), tmp_path / "labels.txt"
     options = ["--checkpoint", tiny_checkpoint, "--no-pose", "--format", "json", "--top-k", 99]
     labels.write_text("cartwheel\nhandstand\n")
-    (own,) = pevl("classify", film, "--labels", labels, *options).records
-    assert sorted(p["label"] for p in own["predictions"]) == ["cartwheel", "handstand"]
-    assert 0 < sum(p["score"] for p in own["predictions"]) < 1 + 1e-5
+    (custom,) = pevl("classify", film, "--labels", labels, *options).records
+    assert sorted(p["label"] for p in custom["predictions"]) == ["cartwheel", "handstand"]
+    assert 0 < sum(p["score"] for p in custom["predictions"]) < 1 + 1e-5
     (bundled,) = pevl("classify", film, "--labels", "gym99", *options).records
     assert len(bundled["predictions"]) == 99
     # A label that the checkpoint was trained on keeps the text that it was trained with.
@@ -301,7 +301,7 @@ def test_label_texts_are_encoded_once(
     assert encoded == [7, 2] and len(list((own_cache / "texts").iterdir())) == 2
     stored.write_bytes(stored.read_bytes()[:100])
     assert likeness() == pytest.approx(first, abs=1e-6)
-    assert encoded == [7, 2, 7], "a damaged file was believed"
+    assert encoded == [7, 2, 7], "a damaged file was used"
     assert likeness() == pytest.approx(first, abs=1e-6)
     assert len(encoded) == 3, "the damaged file was not replaced"
 
@@ -329,7 +329,7 @@ def test_every_real_clip_gets_a_ranking(pevl: Pevl, shared: Path, tiny_checkpoin
         assert bool(record["warnings"]) == damaged
 
 
-def test_labels_that_a_model_from_scratch_never_read_are_warned_of(
+def test_labels_that_a_model_from_scratch_was_not_trained_on_give_a_warning(
     pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels.txt"
@@ -337,11 +337,11 @@ def test_labels_that_a_model_from_scratch_never_read_are_warned_of(
     options = ("--checkpoint", tiny_checkpoint, "--no-pose", "--format", "json")
     (other,) = pevl("classify", make_video(frames=5), *options, "--labels", labels).records
     assert any("never learnt 2 of the 2" in w and "juggling" in w for w in other["warnings"])
-    (own,) = pevl("classify", make_video(frames=5), *options).records
-    assert not any("never learnt" in w for w in own["warnings"])
+    (custom,) = pevl("classify", make_video(frames=5), *options).records
+    assert not any("never learnt" in w for w in custom["warnings"])
 
 
-def test_none_of_these_is_said_where_no_score_reaches_the_threshold(
+def test_none_of_these_where_no_score_reaches_the_threshold(
     pevl: Pevl, make_video: MakeVideo, tiny_checkpoint: Path, weights: Path, tmp_path: Path
 ) -> None:
     film = make_video(frames=30)
@@ -360,6 +360,8 @@ def test_none_of_these_is_said_where_no_score_reaches_the_threshold(
         (record,) = pevl(*command, "--format", "json").records
         assert (record["threshold"], record["none_of_these"]) == (threshold, none)
         for form in ("csv", "table"):
-            said = pevl(*command, "--format", form).out
-            assert ("none of these" in said if form == "table" else ",yes," in said) == none, said
-        assert len(record["predictions"]) > 1, "what it would be is told all the same"
+            message = pevl(*command, "--format", form).out
+            assert (
+                "none of these" in message if form == "table" else ",yes," in message
+            ) == none, message
+        assert len(record["predictions"]) > 1, "the labels are ranked all the same"

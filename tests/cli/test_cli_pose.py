@@ -21,7 +21,7 @@ from pevl_cli.pose.skeletons import LAYOUTS
 
 
 @pytest.mark.parametrize(("frames", "count"), [("48", 48), ("all", 60)])
-def test_pose_json_is_what_the_issue_says(
+def test_pose_json_has_the_documented_fields(
     pevl: Pevl, make_video: MakeVideo, weights: Path, frames: str, count: int
 ) -> None:
     film = make_video(frames=60)
@@ -53,7 +53,7 @@ def test_pose_of_a_short_part(pevl: Pevl, make_video: MakeVideo, weights: Path) 
     ]
 
 
-def test_pose_of_nobody_is_null(
+def test_pose_is_null_without_a_person(
     pevl: Pevl, make_video: MakeVideo, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def detect(
@@ -65,7 +65,7 @@ def test_pose_of_nobody_is_null(
             yield i, frame, box, np.full((1, 17, 3), 0.8)[: int(seen)]
 
     monkeypatch.setattr(PoseDetector, "_detect", detect)
-    # 10 frames a second: the gap of two is bridged, and nobody is there after frame 9.
+    # 10 frames a second: the gap of two is bridged, and no person is detected after frame 9.
     film = make_video(frames=12, fps=10)
     (record,) = pevl("pose", film, "--pose-weights", weights, "--frames", "all").records
     assert [f["joints"] is None for f in record["frames"]] == [False] * 10 + [True] * 2

@@ -50,9 +50,9 @@ def test_train_then_classify(pevl: Pevl, dataset: Path, tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert done.out == f"pevl classify VIDEO --checkpoint {out / 'best'}\n"
-    told = " ".join(done.err.split())
+    printed = " ".join(done.err.split())
     for part in ("held out", "left out", "broken.mp4", "validation top-1", "best epoch"):
-        assert part in told, part
+        assert part in printed, part
     assert "Traceback" not in done.err
     for name in ("best", "last"):
         facts = checkpoint.read_facts(out / name)
@@ -73,7 +73,7 @@ def test_train_then_classify(pevl: Pevl, dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_mini")
-def test_a_model_that_never_saw_poses_asks_for_none(
+def test_a_model_trained_without_poses_uses_no_detector(
     pevl: Pevl, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
 ) -> None:
     """It was trained on the whole picture, and must be used so."""
@@ -82,7 +82,7 @@ def test_a_model_that_never_saw_poses_asks_for_none(
     assert trained.code == 0, trained.err
 
     def never(*_: object) -> None:
-        raise AssertionError("the detector was asked")
+        raise AssertionError("the detector was used")
 
     monkeypatch.setattr(PoseDetector, "actor", never)
     film = dataset / "run_on" / "0.mp4"
@@ -94,7 +94,7 @@ def test_a_model_that_never_saw_poses_asks_for_none(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_mini")
-def test_poses_are_learnt_from(pevl: Pevl, dataset: Path, tmp_path: Path, weights: Path) -> None:
+def test_poses_are_trained_on(pevl: Pevl, dataset: Path, tmp_path: Path, weights: Path) -> None:
     out = tmp_path / "out"
     done = pevl(
         *("train", "--dataset", dataset, "--no-video", "--pose-weights", weights),
@@ -160,8 +160,8 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert all(w.isfinite().all() for w in recogniser.model.state_dict().values())
         sample = recogniser.read(dataset / "run_on" / "1.mp4")
         assert recogniser.labels is not None
-        found = recogniser.matches([sample], recogniser.labels).similarities
-        assert found[:, :1].isfinite().all()
+        similarities = recogniser.matches([sample], recogniser.labels).similarities
+        assert similarities[:, :1].isfinite().all()
         # What clips look like is of the very weights, or left out.
         assert (recogniser.familiarity is None) == (recogniser.model.prototypes is None)
 
@@ -190,7 +190,7 @@ def test_ctrl_c_on_the_command_line(
 
 
 @pytest.mark.usefixtures("small_mini")
-def test_training_that_cannot_start_is_told_in_one_line(
+def test_training_that_cannot_start_gives_one_line(
     pevl: Pevl, dataset: Path, tmp_path: Path
 ) -> None:
     done = pevl("train", "--dataset", tmp_path / "gone", "--no-pose")
@@ -203,7 +203,7 @@ def test_training_that_cannot_start_is_told_in_one_line(
 
 
 @pytest.mark.usefixtures("small_mini")
-def test_a_place_that_cannot_be_written_is_told_before_training(
+def test_a_folder_that_cannot_be_written_is_reported_before_training(
     pevl: Pevl, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = tmp_path / "taken"
@@ -227,16 +227,16 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
     options = ("--no-pose", "--out", out, "--dry-run", "--set", "optim.epochs=7")
     done = pevl("train", "--dataset", dataset, *options)
     assert done.code == 0, done.err
-    told, _, table = done.out.partition("would train")
-    settings = yaml.safe_load(told)
+    printed, _, table = done.out.partition("would train")
+    settings = yaml.safe_load(printed)
     assert settings["optim"]["epochs"] == 7 and settings["model"]["pose"] is False
     for part in ("6 to train, 2 to validate", "parameters", "steps", "memory", "GiB free"):
         assert part in " ".join(table.split()), part
     assert not out.exists()
     file = tmp_path / "again.yaml"
-    file.write_text(told)
+    file.write_text(printed)
     again = pevl("train", "--config", file, "--dry-run")
-    assert again.out.partition("would train")[0] == told, "what is printed can be given"
+    assert again.out.partition("would train")[0] == printed, "the printed settings can be given"
 
 
 @pytest.mark.slow
