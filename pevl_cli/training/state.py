@@ -99,7 +99,7 @@ class TrainState:
 
     def check_conditions(self, conditions: Conditions) -> None:
         """PevlError unless all else that decides the weights is as it was."""
-        for what in sorted(self.conditions.keys() | conditions.keys()):
+        for what in conditions | self.conditions:
             before, now = self.conditions.get(what), conditions.get(what)
             if before != now:
                 raise PevlError(
