@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,12 +16,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from pevl_cli.data.augmentation import Augmentation
-from pevl_cli.data.batches import AugmentedClips, BatchPlan, quiet_worker
+from pevl_cli.data.batches import AugmentedClips, BatchPlan, load_batches
 from pevl_cli.data.clips import Clips, LeftOut
-from pevl_cli.data.samples import Sample, collate
+from pevl_cli.data.loader import worker_count
+from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import (
@@ -346,24 +345,9 @@ class Trainer:
             "the stem's pose network (as a hash)": _frozen_stem(self.model),
         }
 
-    def _loader(self, clips: AugmentedClips, order: BatchPlan) -> DataLoader[Batch]:
-        workers = self.settings.data.workers
-        device = self.fabric.device.type
-        if workers is None:
-            # A CPU that computes the model has no core to spare; a GPU has to be kept busy.
-            workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
-        return DataLoader(
-            clips,
-            batch_sampler=order,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=quiet_worker,
-            # A fork of a process whose OpenMP or OpenCV threads have run may hang for ever.
-            multiprocessing_context="spawn" if workers else None,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # its draws shall not move the model's
-        )
+    def _loader(self, clips: AugmentedClips, order: BatchPlan) -> Iterator[Batch]:
+        workers = worker_count(self.settings.data.workers, self.fabric.device.type)
+        return load_batches(clips, order, workers)
 
     def _step(
         self, batches: Iterator[Batch], order: BatchPlan, epoch: int, within: int
