@@ -770,7 +770,7 @@ def benchmark(
         with console.ClipProgress("measuring") as listener:
             outcome = measuring.benchmark(
                 *(manifest, recogniser, checkpoint, recorded, split, views, listener),
-                *(batch_size, workers, processes, folder is not None),
+                *(batch_size, workers, folder is not None),
             )
     except BaseException:
         if folder is not None:
@@ -846,7 +846,7 @@ def _ablate(
     _note_weights(settings.run.pose_weights, recorded is None)
     with console.AblationView() as view:
         found = ablation.ablate(name, settings, manifest, recorded, seeds, view)
-    table = ablation.markdown(name, found, ablation.told(settings, manifest))
+    table = ablation.markdown(name, found, ablation.table_title(settings, manifest))
     _write(table, settings.folder / f"{name}.md")
     _write(table, output)
 

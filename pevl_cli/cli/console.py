@@ -90,7 +90,11 @@ def show_outcome(outcome: Outcome) -> None:
 
 
 def _fitted(outcome: Outcome) -> str:
-    return f"scores {outcome.fitted_on}" if outcome.fitted_on else "temperature as trained"
+    return (
+        f"scores fitted on {outcome.calibrated_on}"
+        if outcome.calibrated_on
+        else "temperature as trained"
+    )
 
 
 def show_comparison(found: Comparison) -> None:
@@ -106,7 +110,7 @@ def show_comparison(found: Comparison) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     console.print(table)
-    for line in found.told():
+    for line in found.sentences():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
