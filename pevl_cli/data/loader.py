@@ -57,7 +57,7 @@ class _Reader(Dataset[Any], Generic[T, R]):
         except PevlError as error:
             return Unreadable(str(error))
         except OSError as error:
-            return Unreadable(f"{error.filename or item}: {error.strerror or error}.")
+            return Unreadable(f"{error.filename or item}: {(error.strerror or str(error)).lower()}.")
 
 
 class Loader(Generic[T, R]):
