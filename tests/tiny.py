@@ -1,4 +1,4 @@
-"""Models and batches small enough for a test; shared by the tests of `pevl_cli/model/`."""
+"""Models, batches and similarities small enough for a test."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ _SIZES: dict[str, Any] = {
     "video_frames": T,
     "pose_frames": S,
     "joints": J,
-    # Not sizes, but what shall not change with `mini`.
-    "stem": "conv3d",
+    # Not sizes, but fields whose value in `mini` may change.
+    "stem": "patch",
     "patch_size": 16,
     "image_mean": (0.48, 0.46, 0.41),
     "image_std": (0.27, 0.26, 0.28),
-    "video_temporal": True,
-    "class_token": "patches",
+    "class_token": "learned",
     "flip_at_test": False,
     "pose_pool": "mean",
     "pose_layers": None,
@@ -45,15 +44,14 @@ _SIZES: dict[str, Any] = {
     "fine_temperature": 0.1,
     "branch_loss_weight": 0.5,
 }
-# The paper's own kind of model: CLIP stays frozen, everything on, nothing of `mini`'s additions.
+# The paper's model: a frozen base, all parts on, none of `mini`'s additions.
 ON_CLIP: dict[str, Any] = {
-    "stem": "patch",
-    "class_token": "learned",
-    "frozen_base": True,
+    "base": "clip",
+    "train_base": False,
     "pose_features": "xy",
-    "video_temporal": False,
     "branch_loss_weight": 0.0,
 }
+POSE_STEM: dict[str, Any] = {"stem": "pose", "patch_size": 32, "image_size": 96}
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -90,3 +88,13 @@ def tiny_batch(clips: int = 3, seed: int = 0, has_video: Tensor | None = None) -
 def unseen(joints: Tensor) -> Tensor:
     """The same joints, none of them visible."""
     return joints * torch.tensor([1.0, 1.0, 0.0])
+
+
+def drawn_labels(
+    clips: int, labels: int, temperature: float, seed: int = 0
+) -> tuple[Tensor, list[int]]:
+    """Similarities (N, C), and true labels drawn from softmax(S/τ): calibrated at τ."""
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randn(clips, labels, generator=generator) * 0.2
+    scores = (similarity / temperature).softmax(1)
+    return similarity, torch.multinomial(scores, 1, generator=generator)[:, 0].tolist()

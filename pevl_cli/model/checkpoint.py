@@ -144,34 +144,34 @@ def read_facts(folder: Path) -> Facts:
         raise PevlError(f"{file}: cannot be read ({error}).") from error
 
 
+# What options of format 1 were called, and the values of format 1 that no model has any more.
+RENAMED = {"both_ways": "flip_at_test", "lacking_joints": "allow_missing_joints"}
+REMOVED = {"stem": "conv3d", "class_token": "patches", "crop": "actor", "video_temporal": True}
+
+
 def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A config.json written by commit 4854232 or before, in today's names."""
-    model = dict(raw["model"])
-    removed = {
-        "stem": "conv3d",
-        "class_token": "patches",
-        "crop": "actor",
-        "video_temporal": True,
-    }
-    for key, value in removed.items():
-        if model.get(key) == value:
-            raise PevlError(
-                f"{file}: model.{key} = {value} is no longer there; the last commit that reads "
-                "this checkpoint is 4854232. Train it anew."
-            )
-    model.pop("video_temporal", None)
-    frozen = model.pop("frozen_base")
-    model |= {"base": "clip" if frozen else "none", "train_base": not frozen}
-    for old, new in (("both_ways", "flip_at_test"), ("lacking_joints", "allow_missing_joints")):
-        model[new] = model.pop(old)
-    calibration = raw.get("calibration")
-    if calibration is not None:
-        calibration = dict(calibration)
-        slope, offset = calibration.pop("slope", None), calibration.pop("offset", None)
-        calibration["platt"] = None if slope is None or offset is None else (slope, offset)
-        calibration["typical_agreement"] = calibration.pop("agreement", None)
-        calibration["prototype"] = calibration.pop("familiarity", None)
-    return {**raw, "format": FORMAT, "model": model, "calibration": calibration}
+    """A config.json of format 1 (commit 4854232 and before) in the names of format 2."""
+    raw = raw | {"format": FORMAT}
+    if isinstance(raw.get("model"), dict):
+        model = dict(raw["model"])
+        for key, value in REMOVED.items():
+            if model.get(key) == value:
+                raise PevlError(
+                    f"{file}: model.{key}={json.dumps(value)} was removed from pevl; train the "
+                    "model again, or use commit 4854232, the last one that reads it."
+                )
+        model.pop("video_temporal", None)
+        on_base = model.pop("frozen_base", True) or raw.get("base") is not None
+        model |= {"base": "clip" if on_base else "none", "train_base": not on_base}
+        raw["model"] = {RENAMED.get(key, key): value for key, value in model.items()}
+    if isinstance(raw.get("calibration"), dict):
+        fitted = dict(raw["calibration"])
+        platt = fitted.pop("slope", None), fitted.pop("offset", None)
+        fitted["platt"] = None if None in platt else platt
+        fitted["typical_agreement"] = fitted.pop("agreement", None)
+        fitted["prototype"] = fitted.pop("familiarity", None)
+        raw["calibration"] = fitted
+    return raw
 
 
 def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:

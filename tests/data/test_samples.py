@@ -115,7 +115,7 @@ CASES = {
 
 # In the full crop the body at the border is out of the picture.
 VIEWS = [
-    *((case, crop) for case in CASES for crop in ("actor", "follow")),
+    *((case, "follow") for case in CASES),
     *((case, "full") for case in CASES if case != "at the border"),
 ]
 
@@ -137,7 +137,7 @@ def test_a_view_shows_each_joint_where_it_says(case: str, crop: str) -> None:
         assert misplaced(Batch(batch.frames, batch.joints.roll(3, 1)))
 
 
-@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
+@pytest.mark.parametrize("crop", ["follow", "full"])
 def test_a_mirrored_view_swaps_left_and_right_joints(crop: str) -> None:
     config = config_of(crop)
     sample = make_sample(*painted(step=(1, 0)), config)
@@ -156,13 +156,13 @@ def test_a_mirrored_view_swaps_which_joints_are_seen() -> None:
     clip, actor = painted()
     left, right = (LAYOUTS["coco17"].names.index(f"{s}_knee") for s in ("left", "right"))
     actor.joints[:, left, 2] = VISIBLE_SCORE / 2
-    sample = make_sample(clip, actor, config_of("actor"))
-    joints = view(sample, config_of("actor"), mirrored=True).joints
+    sample = make_sample(clip, actor, config_of("follow"))
+    joints = view(sample, config_of("follow"), mirrored=True).joints
     assert joints is not None
     assert joints[0, :, right].abs().sum() == 0 and joints[0, :, left, 2].all()
 
 
-@pytest.mark.parametrize("crop", ["actor", "follow", "full"])
+@pytest.mark.parametrize("crop", ["follow", "full"])
 @pytest.mark.parametrize(
     "change",
     [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {}],
@@ -187,18 +187,22 @@ def test_variations_move_joints_and_pictures_together(change: dict[str, float], 
     assert 0 < turned < 6 if augmentation.mirror else turned == 0
 
 
-def test_the_actor_crop_holds_the_actors_box() -> None:
-    config = config_of("actor")
+def test_following_holds_the_actors_box_at_the_size_of_the_middle_square() -> None:
+    config = config_of("follow")
     for case in CASES.values():
-        sample = make_sample(*painted(**case), config)
+        clip, actor = painted(**case)
+        sample = make_sample(clip, actor, config)
+        shrunk = case.get("shrunk", 1.0)
+        boxes = actor.boxes * shrunk  # in pixels of the frames
+        longer = (boxes[:, 2:].max(0) - boxes[:, :2].min(0)).max()
+        side = max(0.875 * 360, 1.25 * longer)  # wider where the box with its margin needs it
         for mirrored in (False, True):
             joints = view(sample, config, mirrored=mirrored).joints
             assert joints is not None
             places = joints[..., :2]
             assert places.min() >= 0 and places.max() <= 1
-            # The longer side of the box takes 1 / 1.25 of the view.
             spread = (places.amax((0, 1, 2)) - places.amin((0, 1, 2))).max()
-            assert spread == pytest.approx(0.8, abs=0.01)
+            assert spread == pytest.approx(longer / side, abs=0.01)
 
 
 def test_following_moves_the_full_square_to_the_actor_within_the_picture() -> None:
@@ -331,7 +335,7 @@ def test_a_variation_in_time_is_a_stretched_part_of_the_clip() -> None:
 
 
 def test_without_a_detector_no_joint_is_visible(make_video: MakeVideo) -> None:
-    config = config_of("actor")
+    config = config_of("follow")
     sample = read_sample(
         make_video(frames=[picture(i + 150) for i in range(20)]),
         config,
@@ -350,16 +354,16 @@ def test_without_a_detector_no_joint_is_visible(make_video: MakeVideo) -> None:
 def test_where_nobody_is_found_the_answer_says_so() -> None:
     clip, actor = painted()
     nobody = Actor(actor.joints * 0, actor.boxes * 0, ~actor.seen, actor.bridged, 0)
-    sample = make_sample(clip, nobody, config_of("actor"))
+    sample = make_sample(clip, nobody, config_of("follow"))
     assert sample.box is None and sample.seen == 0
     assert len(sample.warnings) == 1 and "nobody was found" in sample.warnings[0]
-    assert np.array_equal(sample.frames, make_sample(clip, None, config_of("actor")).frames)
+    assert np.array_equal(sample.frames, make_sample(clip, None, config_of("follow")).frames)
 
 
 def test_of_several_people_the_one_followed_is_told() -> None:
     clip, actor = painted(shrunk=0.5)
     crowd = Actor(actor.joints, actor.boxes, np.arange(S) < 40, actor.bridged, people=3)
-    sample = make_sample(clip, crowd, config_of("actor"))
+    sample = make_sample(clip, crowd, config_of("follow"))
     # In pixels of the file, of which the frames have half.
     assert sample.box == [360, 220, 480, 540]
     assert len(sample.warnings) == 1
@@ -375,7 +379,7 @@ def body_sample(config: ModelConfig) -> Sample:
 
 
 def test_a_variation_may_lose_a_stream_and_never_both() -> None:
-    config = config_of("actor", 96)
+    config = config_of("follow", 96)
     sample = body_sample(config)
     augmentation = Augmentation(**{**vars(STILL), "stream_dropout": 0.4})
     lost = []
@@ -394,7 +398,7 @@ def test_a_variation_may_lose_a_stream_and_never_both() -> None:
 
 
 def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
-    config = config_of("actor", 96)
+    config = config_of("follow", 96)
     sample = body_sample(config)
     loud = {"brightness": 0.3, "contrast": 0.3, "colour": 0.3, "grey": 0.1, "erase": 0.3}
     still, plain = view(sample, config), vary(sample, config, STILL, np.random.default_rng(0))
@@ -408,7 +412,7 @@ def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
 
 
 def test_collating_keeps_the_order() -> None:
-    config = config_of("actor", 96)
+    config = config_of("follow", 96)
     sample = body_sample(config)
     ones = [vary(sample, config, Augmentation(), np.random.default_rng(i)) for i in range(3)]
     together = collate(ones)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_recorded import learnable
+from pose_data import learnable
 from typer.testing import CliRunner
 
 from pevl_cli.cli.app import app

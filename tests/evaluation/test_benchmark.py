@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeVideo
-from test_recorded import learnable
+from pose_data import learnable
 from typer.testing import CliRunner
 
 from pevl_cli import recognise
@@ -90,7 +90,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
 ) -> None:
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     sizes: list[int] = []
-    whole = recogniser.model.matches
+    whole = recogniser.model.match
 
     def small(batch: Batch, texts: Texts) -> Similarities:
         assert batch.joints is not None
@@ -105,7 +105,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
     # Each clip as it is and mirrored.
     assert max(sizes) > 4 and sum(size for size in sizes if size <= 4) == 2 * 20
     monkeypatch.setattr(
-        recogniser.model, "matches", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+        recogniser.model, "match", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
     )
     with pytest.raises(PevlError, match="too small for one clip"):
         benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
@@ -123,7 +123,8 @@ def test_a_report_is_written_and_compared(
     assert said.exit_code == 0, said.output
     assert f"report: {one / 'report.html'}" in said.output.replace("\n", "")
     result = json.loads((one / "result.json").read_text())
-    assert result["calibration"]["fitted_on"] == "val, 184 clips"
+    fitted = result["calibration"]
+    assert (fitted["split"], fitted["clips"]) == ("val", 184)
     speed = result["speed"]
     total = speed["decode_s"] + speed["pose_s"] + speed["model_s"]
     assert speed["clips_per_s"] == pytest.approx(1 / total) and speed["clips"] == 8

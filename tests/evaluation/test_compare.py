@@ -10,18 +10,19 @@ import pytest
 
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.compare import compare, markdown, read_result
+from pevl_cli.evaluation.outcome import FORMAT
 
 
 def write(folder: Path, right: str, split: str = "test", first: int = 0) -> Path:
     """A result of clips ``first``, ...: 1 = named rightly, 0 = not."""
     share = right.count("1") / len(right)
     facts: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "dataset": "own",
         "split": split,
         "accuracy": {"top1": share, "top5": 1.0, "mean_class": share},
         "intervals": {"top1": {"low": 0.0, "high": 1.0}},
-        "calibration": {"reliability": {"error": 0.1}},
+        "reliability": {"error": 0.1},
         "clips": [
             {
                 "clip": f"c{first + i}",
@@ -65,12 +66,16 @@ def test_several_splits_have_a_mean_and_no_test(tmp_path: Path) -> None:
 def test_what_is_no_result_is_told(tmp_path: Path) -> None:
     with pytest.raises(PevlError, match="there is no such result"):
         read_result(tmp_path / "nowhere")
-    (tmp_path / "other.json").write_text('{"format": 1}')
+    (tmp_path / "other.json").write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(PevlError, match="is no result of `pevl benchmark`"):
         read_result(tmp_path / "other.json")
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(PevlError, match="cannot be read as a result"):
         read_result(tmp_path / "text.json")
+    for number, age in ((FORMAT - 1, "an older pevl"), (FORMAT + 1, "a newer pevl")):
+        (tmp_path / "aged.json").write_text(json.dumps({"format": number}))
+        with pytest.raises(PevlError, match=age):
+            read_result(tmp_path / "aged.json")
     one = read_result(write(tmp_path / "one", "1"))
     with pytest.raises(UsageError, match="two or more"):
         compare([one])

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pevl_cli.evaluation.cost import Cost
-from pevl_cli.evaluation.outcome import Calibration, ClipResult, Outcome
+from pevl_cli.evaluation.outcome import ClipResult, Outcome
 from pevl_cli.evaluation.report_page import PUBLISHED, clustered, html, markdown, worst_mistakes
 from pevl_cli.metrics import Interval, accuracy, reliability
+from pevl_cli.model.calibration import Calibration
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -32,7 +33,9 @@ def outcome(labels: tuple[str, ...], dataset: str = "own", clips: int = 40) -> O
         accuracy=accuracy(similarity[:, None], true, labels),
         intervals={"top1": Interval(0.1, 0.2), "mean_class": Interval(0.1, 0.3)},
         groups=0,
-        calibration=Calibration(1.0, "", reliability(scores, true), 0.1),
+        calibration=Calibration(temperature=1.0),
+        reliability=reliability(scores, true),
+        error_as_trained=0.1,
         labels=list(labels),
         left_out=[],
         incomplete="",

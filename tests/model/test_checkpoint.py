@@ -14,7 +14,7 @@ from tiny import LABELS, ON_CLIP, tiny_batch, tiny_model
 from torch import Tensor
 
 from pevl_cli import weights
-from pevl_cli.errors import PevlError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import state_digest
@@ -132,7 +132,7 @@ def test_a_model_from_scratch_is_stored_whole_at_half_precision(saved: Path, min
         {"video": False},
         {"pose": False},
         {"similarities": ("concat",), "p2v_layers": (0,)},
-        {"video_adapters": False, "text_adapters": False, "stem": "patch"},
+        {"video_adapters": False, "text_adapters": False},
     ],
 )
 def test_other_models_come_back(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -185,6 +185,25 @@ def test_a_model_without_text_on_a_base_comes_back(
     write(tmp_path, before, checkpoint.Base(source="mine", digest=digest))
     after, _ = checkpoint.load(tmp_path)
     assert torch.equal(answer(after), answer(before))
+
+
+def test_a_trained_base_is_stored_whole_and_needs_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(**ON_CLIP | {"train_base": True})
+    write(tmp_path, model, base_of(model))
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+    monkeypatch.setattr(checkpoint, "load_clip", lambda *_: pytest.fail("CLIP was asked for"))
+    after, facts = checkpoint.load(tmp_path)
+    assert facts.base == base_of(model) and not facts.base_is_apart
+    assert torch.allclose(answer(after), answer(model), atol=3e-3)
+    assert all(p.requires_grad for k, p in after.named_parameters() if k.startswith(BASE))
+
+
+def test_clip_weights_for_a_model_without_a_base_are_a_usage_error(saved: Path) -> None:
+    with pytest.raises(UsageError, match=r"--clip mine: .* leave --clip out\.") as error:
+        checkpoint.load(saved, clip="mine")
+    assert error.value.exit_code == 2
 
 
 # --- strictness -----------------------------------------------------------------------------------

@@ -103,11 +103,10 @@ def image_features(clip: Any, frames: Tensor, config: ModelConfig) -> Tensor:
 # --- the same as open_clip ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temporal", [False, True])
 @pytest.mark.parametrize("quick_gelu", [True, False])
-def test_video_branch_starts_as_clip(quick_gelu: bool, temporal: bool) -> None:
+def test_video_branch_starts_as_clip(quick_gelu: bool) -> None:
     clip = tiny_clip(quick_gelu)
-    config = clip_config(quick_gelu=quick_gelu, video_temporal=temporal)
+    config = clip_config(quick_gelu=quick_gelu)
     model = with_weights(config, _our_names(clip.state_dict()))
     frames = torch.rand(2, 4, 3, 48, 48)
     with torch.no_grad():

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import MakeVideo, child_environment
-from test_pickles import annotation
+from pose_data import annotation, learnable
 from typer.testing import CliRunner
 
 from pevl_cli.cli.app import app
@@ -462,28 +462,6 @@ def test_three_estimators_of_smarthome_are_read(shared: Path) -> None:
         actor = poses.get(file.stem).actor()  # type: ignore[union-attr]
         assert len(actor.seen) in (1379, 1380)
         assert (actor.joints[..., 2] > 0).mean() >= seen
-
-
-def learnable(tmp_path: Path, joints: int = 15) -> Path:
-    """Two classes that differ in which half of the body moves."""
-    rng, annotations = np.random.default_rng(0), []
-    for i in range(24):
-        one = annotation(f"c{i:02d}", i % 2, joints, 20)
-        body = np.random.default_rng(7).uniform(60, 160, (joints, 2)) + rng.normal(0, 3, 2)
-        points = np.repeat(body[None], 20, 0)
-        half = slice(0, joints // 2) if i % 2 else slice(joints // 2, joints)
-        points[:, half, 0] += 40 * np.sin(np.arange(20) / 2 + rng.uniform(0, 6))[:, None]
-        one["keypoint"] = points[None].astype(np.float16)
-        annotations.append(one)
-    splits = {
-        "train": [f"c{i:02d}" for i in range(16)],
-        "val": [f"c{i:02d}" for i in range(16, 20)],
-        "test": [f"c{i:02d}" for i in range(20, 24)],
-    }
-    file = tmp_path / "halves.pkl"
-    file.write_bytes(pickle.dumps({"split": splits, "annotations": annotations}))
-    (tmp_path / "halves.txt").write_text("upper half\nlower half\n")
-    return file
 
 
 def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) -> None:

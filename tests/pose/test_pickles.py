@@ -5,27 +5,14 @@ from __future__ import annotations
 import pickle
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from pose_data import annotation
 
 from pevl_cli.data.sets.pyskl import read_pyskl
 from pevl_cli.errors import PevlError
 from pevl_cli.pose.pickles import read_pickle, write_pickle
-
-
-def annotation(name: str, label: int | None = 0, joints: int = 17, frames: int = 9) -> Any:
-    rng = np.random.default_rng(len(name))
-    return {
-        "frame_dir": name,
-        "label": label,
-        "img_shape": (240, 320),
-        "original_shape": (240, 320),
-        "total_frames": frames,
-        "keypoint": rng.uniform(10, 200, (1, frames, joints, 2)).astype(np.float16),
-        "keypoint_score": np.full((1, frames, joints), 0.9, np.float16),
-    }
 
 
 def stored(path: Path, content: object) -> Path:

@@ -1,0 +1,66 @@
+"""Which parts of a model fit together, and which do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tiny import POSE_STEM, T, tiny_config
+
+from pevl_cli.model.config import CONFIGS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video": False, "pose": False}, "needs video or pose"),
+        ({"text": False}, "classes must say"),
+        ({"pose": False, "similarities": ("ps", "fw")}, "none of the similarities"),
+        ({"pose_features": "heatmap"}, "no joints for p2v"),
+        ({"pose_frames": 3 * T + 1}, "three times video_frames"),
+        ({"image_size": 50}, "multiple of patch_size"),
+        ({"heads": 5}, "heads must divide width"),
+        ({"stem": "pose"}, "patches of 32 pixels"),
+        ({"pose_layers": 3}, "pose_layers must be from 0 to 2"),
+        ({"pose_layers": 0, "pose_features": "xy"}, "only pose_features 'body'"),
+        ({"p2v_layers": (2,)}, "p2v_layers must name blocks from 0 to 1"),
+        ({"base": "clip", **POSE_STEM}, "stem"),
+        ({"base": "none", "train_base": False}, "train_base=true"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"no_such_field": 1},
+        {"base": "mini"},
+        {"stem": "convolution"},
+        # Removed: nobody measured a gain for them.
+        {"frozen_base": False},
+        {"stem": "conv3d"},
+        {"class_token": "patches"},
+        {"crop": "actor"},
+        {"video_temporal": False},
+    ],
+)
+def test_fields_and_values_that_do_not_exist_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(changes))}"):
+        tiny_config(**changes)
+
+
+def test_a_base_is_kept_or_trained() -> None:
+    for train_base in (False, True):
+        assert tiny_config(base="clip", train_base=train_base).train_base is train_base
+    for name in ("vit-b-16", "vit-l-14"):
+        assert (CONFIGS[name].base, CONFIGS[name].train_base) == ("clip", False)
+    assert (CONFIGS["mini"].base, CONFIGS["mini"].train_base) == ("none", True)
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        CONFIGS["mini"].width = 64
