@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pevl_cli.data.augmentation import Augmentation
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.loader import Loader, Unreadable
+from pevl_cli.data.loader import Loader, Unreadable, reason_of
 from pevl_cli.data.samples import Sample, collate
 from pevl_cli.data.variation import vary
 from pevl_cli.errors import PevlError
@@ -112,7 +112,7 @@ class AugmentedClips(Dataset[Batch]):
             try:
                 return clips[k]
             except (PevlError, OSError) as error:
-                reason = reason or f"{clips.items[k].path}: {error}"
+                reason = reason or reason_of(error)
         raise PevlError(reason)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.data.loader import Loader, Unreadable, worker_count, worker_errors
+from pevl_cli.data.loader import Loader, Unreadable, reason_of, worker_count, worker_errors
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.partial_store import PartialStore, pack
 from pevl_cli.errors import PevlError
@@ -169,7 +169,7 @@ def _read_row(reader: PoseReader, items: list[Item], row: dict[str, Any]) -> dic
     try:
         return {"number": row["number"], "data": reader(items[row["number"]]), "reason": ""}
     except (PevlError, OSError) as error:
-        return {"number": row["number"], "data": b"", "reason": str(error)}
+        return {"number": row["number"], "data": b"", "reason": reason_of(error)}
 
 
 def shard(items: Sequence[Item], text: str) -> list[Item]:

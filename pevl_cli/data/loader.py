@@ -10,14 +10,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pevl_cli.errors import PevlError
-from pevl_cli.pose.detector import PoseDetector
+
+if TYPE_CHECKING:
+    from pevl_cli.pose.detector import PoseDetector
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +33,13 @@ class Unreadable:
     """In place of an item that cannot be read: why."""
 
     reason: str
+
+
+def reason_of(error: PevlError | OSError) -> str:
+    """Why something cannot be read, as one sentence that names the file."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}."
+    return str(error)
 
 
 def worker_count(workers: int | None, device: str) -> int:
@@ -54,10 +63,8 @@ class _Reader(Dataset[Any], Generic[T, R]):
     def __getitem__(self, item: T) -> R | Unreadable:
         try:
             return self.read(item)
-        except PevlError as error:
-            return Unreadable(str(error))
-        except OSError as error:
-            return Unreadable(f"{error.filename or item}: {(error.strerror or str(error)).lower()}.")
+        except (PevlError, OSError) as error:
+            return Unreadable(reason_of(error))
 
 
 class Loader(Generic[T, R]):

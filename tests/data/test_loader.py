@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from pevl_cli.data import loader as loader_module
 from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.errors import PevlError
-from pevl_cli.pose.detector import PoseDetector
 
 
 def square(item: int) -> np.ndarray:
@@ -25,18 +26,14 @@ def square(item: int) -> np.ndarray:
     return np.array([item * item])
 
 
-def threads(_: int) -> tuple[int, int, int]:
-    return os.getpid(), torch.get_num_threads(), cv2.getNumThreads()
+def with_process(item: int) -> tuple[Any, int, int, int]:
+    return square(item).tolist(), os.getpid(), torch.get_num_threads(), cv2.getNumThreads()
 
 
 def end_the_process(item: int) -> int:
     if item == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return item
-
-
-def device_of(detector: PoseDetector, _: int) -> Any:
-    return detector.device
 
 
 def plain(results: list[Any]) -> list[Any]:
@@ -55,14 +52,17 @@ def test_results_come_in_order_and_say_why_an_item_is_unreadable() -> None:
 
 @pytest.mark.slow
 def test_loader_processes_give_the_same_and_stay_for_a_second_pass() -> None:
-    loader = Loader(square, range(6), workers=2)
-    assert plain(list(loader)) == EXPECTED
-    assert plain(list(loader)) == EXPECTED
-    inside = Loader(threads, range(8), workers=2)
-    first, second = list(inside), list(inside)
-    assert {r[0] for r in first} == {r[0] for r in second} and len({r[0] for r in first}) == 2
-    assert os.getpid() not in {r[0] for r in first}
-    assert all(r[1:] == (1, 1) for r in first)
+    loader = Loader(with_process, range(6), workers=2)
+    passes = [list(loader), list(loader)]
+    processes = []
+    for results in passes:
+        read = [r for r in results if not isinstance(r, Unreadable)]
+        values = [r.reason if isinstance(r, Unreadable) else r[0] for r in results]
+        assert values == EXPECTED
+        assert all(r[2:] == (1, 1) for r in read), "one thread each"
+        processes.append({r[1] for r in read})
+    assert processes[0] == processes[1] and len(processes[0]) == 2
+    assert os.getpid() not in processes[0]
 
 
 @pytest.mark.slow
@@ -85,6 +85,25 @@ def test_reading_draws_nothing_from_the_global_random_numbers() -> None:
     torch.manual_seed(0)
     list(Loader(square, range(3)))
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected_device", "expected_threads"),
+    [("cuda", "cuda:1", 1), ("cuda:0", "cuda:0", 1), ("cpu", "cpu", 4)],
+)
+def test_each_process_has_its_gpu_or_its_share_of_the_cores(
+    device: str, expected_device: str, expected_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = SimpleNamespace(device=device)
+    worker = SimpleNamespace(dataset=SimpleNamespace(detector=detector), num_workers=4)
+    threads: list[int] = []
+    monkeypatch.setattr(loader_module, "get_worker_info", lambda: worker)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
+    loader_module._begin_worker(3)
+    assert (detector.device, threads) == (expected_device, [expected_threads])
 
 
 def test_the_number_of_processes_is_by_the_machine_unless_it_is_given(
