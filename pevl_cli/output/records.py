@@ -1,4 +1,4 @@
-"""TODO."""
+"""Answers and poses as text for other programs: JSON and CSV."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pevl_cli.recognise import Answer
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
+    """A JSON list of `Answer.as_dict` records."""
     return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
 
 
 def answers_csv(answers: Sequence[Answer]) -> str:
-    """One line a prediction: the ranks of a video stand below each other."""
+    """CSV with a header and a line for each prediction, the best of a video first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -42,7 +43,11 @@ def answers_csv(answers: Sequence[Answer]) -> str:
 def pose_record(
     video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
 ) -> dict[str, Any]:
-    """What the model sees of one video; ``places`` (T,) into the distinct frames ``indices``."""
+    """The JSON record of one video's T frames, joints in pixels of the upright video.
+
+    ``indices`` (U,): the file's frames that the actor was looked for in; ``places`` (T,): which of
+    them each frame of the record is.
+    """
     frames = []
     for u in places.tolist():
         joints = actor.joints[u]
@@ -66,7 +71,7 @@ def pose_record(
 
 
 def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
-    """As `pose_record`, of poses that were found before; they have no times."""
+    """The same for stored poses; the frames' times are not known."""
     frames = [
         {
             "index": t,
