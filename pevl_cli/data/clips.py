@@ -22,7 +22,7 @@ from pevl_cli.data.samples import Sample, pose_sample, read_sample
 from pevl_cli.errors import PevlError
 from pevl_cli.media.video import check_opens
 from pevl_cli.model.config import ModelConfig
-from pevl_cli.pose.detector import CACHE_VERSION as POSE_CACHE_VERSION
+from pevl_cli.pose.actor import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore
 

@@ -24,11 +24,11 @@ from pevl_cli.cache import write_aside
 from pevl_cli.data.manifest import Item
 from pevl_cli.errors import PevlError
 from pevl_cli.pose.store import STORE_FACTS
-from pevl_cli.pose.stored import READING
+from pevl_cli.pose.stored import FORM_ERRORS
 
 ARRAYS = ("joints", "boxes", "size")
 # Raised for a damaged file.
-DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *READING)
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORM_ERRORS)
 
 
 def pack(joints: np.ndarray, boxes: np.ndarray, size: np.ndarray) -> bytes:

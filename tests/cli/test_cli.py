@@ -105,7 +105,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             joints[0, :, 0], joints[0, :, 1] = left + 30, np.linspace(20, 110, 17)
             yield i, frame, box, joints
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     return path
 
 
@@ -312,7 +312,7 @@ def test_nobody_found_is_a_warning(
         for i, frame in frames:
             yield i, frame, np.zeros((0, 5)), np.zeros((0, 17, 3))
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     film = make_video(frames=5)
     command = ["classify", film, "--checkpoint", tiny_checkpoint, "--pose-weights", weights]
     (record,) = pevl(*command, "--format", "json").records
@@ -650,7 +650,7 @@ def test_pose_of_nobody_is_null(
             box = np.array([[10, 14, 70, 114, 0.9]])[: int(seen)]
             yield i, frame, box, np.full((1, 17, 3), 0.8)[: int(seen)]
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     # 10 frames a second: the gap of two is bridged, and nobody is there after frame 9.
     film = make_video(frames=12, fps=10)
     (record,) = pevl("pose", film, "--pose-weights", weights, "--frames", "all").records

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import child_environment
+from typer.testing import CliRunner
 
+from pevl_cli.cli.app import app
 from pevl_cli.data import extract as extract_module
 from pevl_cli.data.extract import PoseReader, export_pyskl, extract, shard
 from pevl_cli.data.manifest import Item, read_manifest
@@ -174,6 +176,20 @@ def test_loader_processes_and_shards_give_the_same(
         np.testing.assert_array_equal(
             joints_of(parts, item.name), joints_of(tmp_path / "all.npz", item.name)
         )
+
+
+@pytest.mark.slow
+def test_a_broken_video_is_named_and_the_others_are_kept(
+    shared: Path, pose_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "broken.mp4").write_text("no video")
+    shutil.copy(field(shared, 1)[0].path, tmp_path / "clips" / "good.mp4")
+    store = tmp_path / "poses.npz"
+    line = ["pose", str(tmp_path / "clips"), "--store", str(store), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
+    assert result.exit_code == 1 and "poses of 1 clips" in result.output
+    assert "broken.mp4" in result.output
 
 
 @pytest.mark.slow
