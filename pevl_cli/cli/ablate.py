@@ -104,6 +104,6 @@ def _run(
     console.note_bundled_weights(settings.run.pose_weights, stored is None)
     with AblationView() as listener:
         rows = ablation.ablate(name, settings, manifest, stored, seeds, listener)
-    table = ablation.markdown(name, rows, ablation.told(settings, manifest))
+    table = ablation.markdown(name, rows, ablation.table_title(settings, manifest))
     write_text(table, settings.folder / f"{name}.md")
     write_text(table, output)

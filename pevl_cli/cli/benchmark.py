@@ -101,8 +101,7 @@ def benchmark(
                 views=views,
                 listener=listener,
                 batch=batch_size,
-                workers=None,
-                processes=workers or 1,  # merge: workers=workers
+                workers=workers,
                 timed=folder is not None,
             )
     except BaseException:

@@ -61,7 +61,7 @@ def fill_store(request: StoreRequest) -> None:
             store,
             weights=weights,
             device=choose_device(request.device),
-            processes=request.workers,  # merge: workers=request.workers
+            workers=request.workers,
             all_frames=request.all_frames,
             ray=request.ray,
             listener=listener,

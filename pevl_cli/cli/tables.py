@@ -106,7 +106,9 @@ def _figures(outcome: Outcome) -> Table:
     table.add_row(
         "calibration error",
         f"{outcome.reliability.error:.1%}",
-        f"scores {outcome.fitted_on}" if outcome.fitted_on else "temperature of training",
+        f"scores fitted on {outcome.calibrated_on}"
+        if outcome.calibrated_on
+        else "temperature of training",
     )
     speed = outcome.speed
     if speed is not None:
@@ -136,7 +138,7 @@ def show_comparison(comparison: Comparison) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     out = Console()
     out.print(table)
-    for line in comparison.told():
+    for line in comparison.sentences():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Answers and poses as JSON and CSV: what `pevl classify` and `pevl pose` write."""
+"""Answers and poses as text for other programs: JSON and CSV."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pevl_cli.recognise import Answer
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
-    """A list of `Answer.as_dict` records."""
+    """A JSON list of `Answer.as_dict` records."""
     return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
 
 
 def answers_csv(answers: Sequence[Answer]) -> str:
-    """One row a prediction, the ranks of a video in order; scores in [0, 1], times in seconds."""
+    """CSV with a header and a line for each prediction, the best of a video first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -44,9 +44,10 @@ def answers_csv(answers: Sequence[Answer]) -> str:
 def pose_record(
     video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
 ) -> dict[str, Any]:
-    """The joints that the model sees of one video, in pixels, null where the person is not seen.
+    """The JSON record of one video's T frames, joints in pixels of the upright video.
 
-    ``places`` (T,) are positions in the distinct frame numbers ``indices``.
+    ``indices`` (U,): the file's frames that the actor was looked for in; ``places`` (T,): which of
+    them each frame of the record is.
     """
     frames = []
     for u in places.tolist():
@@ -71,7 +72,7 @@ def pose_record(
 
 
 def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
-    """As `pose_record`, for stored poses, which have no times."""
+    """The same for stored poses; the frames' times are not known."""
     frames = [
         {
             "index": t,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,11 +13,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from pevl_cli.data.batches import AugmentedClips, BatchPlan, quiet_worker
+from pevl_cli.data.batches import AugmentedClips, BatchPlan, load_batches
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.samples import collate
+from pevl_cli.data.loader import worker_count
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy
@@ -92,7 +90,8 @@ class Trainer:
         if settings.optim.ema_decay:
             average = get_ema_multi_avg_fn(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.validator = Validator(labels, self.fabric, self.test_precision)
+        self.workers = worker_count(settings.data.workers, self.fabric.device.type)
+        self.validator = Validator(labels, self.fabric, self.test_precision, self.workers)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
         self.prototypes: Tensor | None = None  # of the present weights; None: not computed
@@ -139,7 +138,8 @@ class Trainer:
             progress = self.progress
         self._resumed_s, self._started_s = progress.seconds, time.monotonic()
         plan = self._batch_plan(train_clips)
-        batches = iter(self._loader(train_clips, plan))
+        augmented = AugmentedClips(train_clips, self.augmentation, self.settings.run.seed)
+        batches = load_batches(augmented, plan, self.workers)
         if state is None:
             self._save_state()  # an interrupted first epoch can be continued
         interrupted = stopped_early = False
@@ -312,24 +312,6 @@ class Trainer:
         plan.start = self.progress.steps * optim.accumulate
         plan.rank, plan.world = self.fabric.global_rank, self.fabric.world_size
         return plan
-
-    def _loader(self, clips: Clips, plan: BatchPlan) -> DataLoader[Batch]:
-        workers = self.settings.data.workers
-        if workers is None:
-            # A CPU that computes the model has no core to spare; a GPU has to be kept busy.
-            workers = 0 if self.fabric.device.type == "cpu" else min(8, os.cpu_count() or 1)
-        return DataLoader(
-            AugmentedClips(clips, self.augmentation, self.settings.run.seed),
-            batch_sampler=plan,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=quiet_worker,
-            # A fork of a process whose OpenMP or OpenCV threads have run may hang for ever.
-            multiprocessing_context="spawn" if workers else None,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # its draws must not change those of the model
-        )
 
     # -- what is stored -------------------------------------------------------------------------
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from pevl_cli.data.clips import Clips
+from pevl_cli.data.loader import Loader, Unreadable
 from pevl_cli.data.samples import Sample
-from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import (
     encode_labels,
@@ -55,9 +56,13 @@ class Validator:
         labels: LabelSet,
         fabric: Fabric,
         precision: Callable[[], AbstractContextManager[None]],
+        workers: int = 0,
     ) -> None:
-        """``precision`` gives the context in which the model computes."""
+        """``precision``: the context in which the model computes; ``workers`` as in `Loader`."""
         self.labels, self.fabric, self.precision = labels, fabric, precision
+        self.workers = workers
+        self._clips: Clips | None = None  # those that the loader reads
+        self._loader: Loader[int, Sample]
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
@@ -94,11 +99,9 @@ class Validator:
         flip = flips_at_test(model, self.labels)
         values = torch.full((len(places), kinds, len(self.labels)), torch.nan)
         video = torch.full((len(places), model.config.embed_dim), torch.nan)
-        for first in range(0, len(places), BATCH):
-            samples: dict[int, Sample] = {}
-            for row in range(first, min(first + BATCH, len(places))):
-                with suppress(PevlError, OSError):
-                    samples[row] = clips[places[row]]
+        results = enumerate(self._read(clips, places))
+        while batch := list(islice(results, BATCH)):
+            samples = {row: sample for row, sample in batch if isinstance(sample, Sample)}
             if not samples:
                 continue
             with self.precision():
@@ -107,6 +110,13 @@ class Validator:
             if part.video_features is not None:
                 video[list(samples)] = part.video_features
         return Similarities(values, video)
+
+    def _read(self, clips: Clips, places: list[int]) -> Iterator[Sample | Unreadable]:
+        """The clips at these places; loader processes stay for the next validation."""
+        if self._clips is not clips:
+            self._clips = clips
+            self._loader = Loader(clips.__getitem__, places, self.workers, clips.detector)
+        return iter(self._loader)
 
     def _interleave(self, rows: Tensor) -> Tensor:
         """The rows of all processes, (n, …) each, in the order of the clips."""

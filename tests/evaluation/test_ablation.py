@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pevl_cli.cli.app import app
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluation.ablation import ABLATIONS, VARIANTS, _config, _first_like
+from pevl_cli.evaluation.ablation import ABLATIONS, VARIANTS, _config, _first_equal
 from pevl_cli.model.config import CONFIGS
 
 PAPER = CONFIGS["vit-b-16"]
@@ -29,8 +29,11 @@ def test_each_table_of_the_paper_has_its_rows_and_figures() -> None:
 
 def test_only_what_the_config_has_to_begin_with_is_the_same_variant() -> None:
     # The paper's model has Eq. (5), and coordinates as its pose input; `mini` has neither.
-    assert {v for v in VARIANTS if _first_like(v, PAPER) != v} == {"semantic-loss", "p-coordinates"}
-    assert {v for v in VARIANTS if _first_like(v, CONFIGS["mini"]) != v} == {"vanilla-loss"}
+    assert {v for v in VARIANTS if _first_equal(v, PAPER) != v} == {
+        "semantic-loss",
+        "p-coordinates",
+    }
+    assert {v for v in VARIANTS if _first_equal(v, CONFIGS["mini"]) != v} == {"vanilla-loss"}
 
 
 def test_variants_are_what_the_paper_says() -> None:
@@ -48,6 +51,7 @@ def test_variants_are_what_the_paper_says() -> None:
     assert [of(f"{m}-adapters").video_adapters for m in ("video", "pose")] == [True, False]
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_table_and_a_second_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def some_clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_together_they_are_named_as_one_by_one(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -56,19 +57,15 @@ def test_together_they_are_named_as_one_by_one(
     assert outcome["accuracy"]["top1"] == right / 20
 
 
-def test_figures_are_the_same_however_the_work_is_shared(
+@pytest.mark.slow
+def test_figures_are_the_same_for_any_batch_and_number_of_workers(
     some_clips: Path, pose_weights: Path
 ) -> None:
     manifest = read_manifest(some_clips)
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     outcomes = [
-        benchmark(
-            *(manifest, recogniser, "pevl-mini", None, "val"),
-            batch=batch,
-            workers=workers,
-            processes=processes,
-        )
-        for batch, workers, processes in ((16, 2, 1), (1, 1, 1), (3, 4, 1), (7, 1, 2))
+        benchmark(manifest, recogniser, "pevl-mini", split="val", batch=batch, workers=workers)
+        for batch, workers in ((16, None), (1, 0), (3, 2))
     ]
     one = outcomes[0]
     assert (one.groups, len(one.clips), len(one.left_out)) == (0, 20, 1)
@@ -85,19 +82,20 @@ def test_figures_are_the_same_however_the_work_is_shared(
             assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
     some_clips: Path, pose_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     sizes: list[int] = []
-    whole = recogniser.model.match
+    match = recogniser.model.match
 
     def small(batch: Batch, texts: Texts) -> Similarities:
         assert batch.joints is not None
         sizes.append(len(batch.joints))
         if sizes[-1] > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(batch, texts)
+        return match(batch, texts)
 
     monkeypatch.setattr(recogniser.model, "match", small)
     outcome = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
@@ -111,6 +109,7 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
         benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
 
 
+@pytest.mark.slow
 def test_a_report_is_written_and_compared(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +142,7 @@ def test_a_report_is_written_and_compared(
     assert (tmp_path / "both.md").read_text().startswith("| run, % | split |")
 
 
+@pytest.mark.slow
 def test_the_mean_over_classes_is_that_of_its_classes(some_clips: Path, pose_weights: Path) -> None:
     manifest = read_manifest(some_clips)
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
@@ -184,6 +184,7 @@ def test_clips_that_were_trained_on_are_told_of(tmp_path: Path, make_video: Make
     assert not seen_in_training("val", manifest, "pevl-mini")
 
 
+@pytest.mark.slow
 def test_labels_are_the_same_by_another_phrasing(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -224,11 +225,12 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert isinstance(said.exception, UsageError) and "not a folder" in str(said.exception)
 
 
-def test_weights_that_are_no_numbers_are_told(some_clips: Path, pose_weights: Path) -> None:
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_refused(some_clips: Path, pose_weights: Path) -> None:
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     with torch.no_grad():
         recogniser.model.visual.proj.fill_(float("nan"))
-    with pytest.raises(PevlError, match="it is damaged"):
+    with pytest.raises(PevlError, match="its weights are damaged"):
         benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
 
 
@@ -250,6 +252,7 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(
     some_clips: Path, pose_weights: Path, tmp_path: Path
 ) -> None:
@@ -260,5 +263,5 @@ def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(
     assert (outcome.split, outcome.accuracy.count) == ("all", 20)
     poseless = recognise.load("pevl-mini", use_pose=False, device="cpu")
     poseless.model.config = poseless.model.config.model_copy(update={"video": False})
-    with pytest.raises(UsageError, match="looks at poses only"):
+    with pytest.raises(UsageError, match="takes poses only"):
         benchmark(read_manifest(flat), poseless, "pevl-mini")
