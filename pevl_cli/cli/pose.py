@@ -91,7 +91,7 @@ def pose(
             )
         fill_store(
             StoreRequest(
-                *(videos, root, store, export, shard, workers or 1, ray),
+                *(videos, root, store, export, shard, workers, ray),
                 *(pose_weights, device, frames == "all"),
             )
         )

@@ -29,7 +29,7 @@ class StoreRequest:
     store: Path | None  # None: beside ``export``
     export: Path | None
     shard: str | None
-    workers: int
+    workers: int | None
     ray: bool
     pose_weights: Path | None
     device: str
