@@ -50,8 +50,9 @@ def main() -> None:
         recogniser.classify(item.path, [n for n in names if n != item.label]).none_of_these
         for item in items
     ]
-    for kind, said in refused.items():
-        print(f"{kind} clips: {sum(said)} of {len(said)} below {recogniser.threshold:.1%}")
+    threshold = recogniser.calibration.threshold or 0.0
+    for kind, rejections in refused.items():
+        print(f"{kind} clips: {sum(rejections)} of {len(rejections)} below {threshold:.1%}")
 
 
 if __name__ == "__main__":

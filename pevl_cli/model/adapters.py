@@ -1,4 +1,7 @@
-"""TODO."""
+"""CLIP's transformer blocks, and the adapters that are added to frozen ones.
+
+Shapes: B sequences of n tokens of width d, (B, n, d).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ from torch import Tensor, nn
 
 
 class QuickGELU(nn.Module):
-    """The approximation that OpenAI's CLIP was trained with."""
+    """x·σ(1.702·x): the approximation of GELU that OpenAI's CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…) -> (…)."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class Adapter(nn.Module):
-    """Bottleneck whose second layer starts at zero, so that it starts as nothing. Source: AIM."""
+    """Bottleneck of two linear layers. The second is zero-initialised: it adds 0 at first.
+
+    Source: AIM (Yang et al., Adapting image models for efficient video action recognition, 2023).
+    """
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -27,11 +34,12 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d) -> what the adapter adds, (…, d)."""
         return self.up(nn.functional.gelu(self.down(x)))
 
 
 class Block(nn.Module):
-    """One transformer block of CLIP, in two halves for the adapters to act between."""
+    """One transformer block of CLIP, split into two halves: adapters act after each."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -48,13 +56,16 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, n, d) -> what the tokens tell each other, before it is added to x."""
+        """Self-attention before the residual sum: x (B, n, d) -> (B, n, d).
+
+        ``mask`` (n, n) is added to the logits.
+        """
         x = self.ln_1(x)
         out: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
         return self.drop(out)
 
     def class_attention(self, x: Tensor) -> Tensor:
-        """How much the first token attends to each token: (B, n, d) -> (B, n), mean of heads."""
+        """Attention of the first token to each token: (B, n, d) -> (B, n), mean of the heads."""
         heads, width = self.attn.num_heads, self.attn.embed_dim
         qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
         q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
@@ -64,21 +75,24 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, adapters: nn.ModuleDict | None, mask: Tensor | None = None
     ) -> Tensor:
-        """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5)."""
+        """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5).
+
+        x (B, n, d) -> (B, n, d). ``adapters`` None: CLIP's own block.
+        """
         attended = self.attend(x, mask)
         x = x + attended
         if adapters is not None:
             x = x + adapters["attention"](attended)
-        return self.feed(x, adapters)
+        return self._feed_forward(x, adapters)
 
-    def feed(self, x: Tensor, adapters: nn.ModuleDict | None) -> Tensor:
+    def _feed_forward(self, x: Tensor, adapters: nn.ModuleDict | None) -> Tensor:
         normed = self.ln_2(x)
         x = x + self.drop(self.mlp(normed))
         return x if adapters is None else x + 0.5 * adapters["mlp"](normed)
 
 
 class Transformer(nn.Module):
-    """Only to keep open_clip's names: `transformer.resblocks.0...`."""
+    """The blocks of a tower, under open_clip's parameter names: `transformer.resblocks.0...`."""
 
     resblocks: nn.ModuleList
 
@@ -98,4 +112,5 @@ class Transformer(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
+        """All blocks, the first one first."""
         return list(self.resblocks)  # type: ignore[arg-type]

@@ -1,8 +1,7 @@
 """A model on disk: a folder with `config.json` and `model.safetensors`.
 
-Loading is strict and never unpickles. A model on CLIP stores only what differs from CLIP's own
-weights, and the base's name and hash; a model trained from scratch stores everything, at half
-precision.
+Loading is strict and never unpickles. A model on a frozen CLIP stores its added weights, and CLIP's
+name and hash; any other model stores all weights, at half precision.
 """
 
 from __future__ import annotations
@@ -27,10 +26,12 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
 FORMAT = 2
-BASE_PARTS = ("visual.", "text.")  # beginnings of the names of CLIP's own weights
+BASE_PREFIXES = ("visual.", "text.")  # of the names of CLIP's own weights
 
 
 class Labels(BaseModel):
+    """The label set of a checkpoint; the fields are those of `labels.LabelSet`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: tuple[str, ...]
@@ -40,16 +41,16 @@ class Labels(BaseModel):
 
 
 class Base(BaseModel):
-    """CLIP's weights that a checkpoint builds on."""
+    """The CLIP weights that a model started from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str  # NAME:TAG of open_clip, or a file's path
-    digest: str
+    digest: str  # clip.state_digest
 
 
 class Facts(BaseModel):
-    """Everything of a checkpoint that is not a weight."""
+    """The content of config.json: everything of a checkpoint that is not a weight."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,12 +62,13 @@ class Facts(BaseModel):
     training: dict[str, Any] = {}
 
     @property
-    def base_is_apart(self) -> bool:
-        """Whether CLIP's own weights are not in the file: they were frozen in training."""
+    def base_is_separate(self) -> bool:
+        """Whether CLIP's own weights are left out of the file, as training kept them frozen."""
         return self.base is not None and not self.model.train_base
 
     @property
     def label_set(self) -> LabelSet:
+        """The labels that the model was trained on."""
         return LabelSet(**self.labels.model_dump())
 
 
@@ -77,6 +79,7 @@ def facts_of(
     training: dict[str, Any],
     calibration: Calibration | None = None,
 ) -> Facts:
+    """Facts of a model, in the current format."""
     return Facts(
         model=config,
         labels=Labels(**vars(labels)),
@@ -87,19 +90,22 @@ def facts_of(
 
 
 def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
-    """Write a checkpoint; each file appears whole or not at all."""
-    kept = {}
+    """Write a checkpoint; each file is written whole or not at all.
+
+    ``state`` holds all weights of the model. PevlError where the folder cannot be written.
+    """
+    stored = {}
     for key, value in state.items():
-        if facts.base_is_apart and key.startswith(BASE_PARTS):
+        if facts.base_is_separate and key.startswith(BASE_PREFIXES):
             continue
-        half = not facts.base_is_apart and value.is_floating_point() and "running" not in key
-        kept[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
+        half = not facts.base_is_separate and value.is_floating_point() and "running" not in key
+        stored[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
     with write_aside(folder / "model.safetensors") as temporary:
         try:
-            save_file(kept, temporary)
+            save_file(stored, temporary)
         except SafetensorError as error:
             raise PevlError(f"{folder}: model.safetensors cannot be written ({error}).") from error
-        temporary.chmod(0o644)  # safetensors lets only the owner read
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner only
     with write_aside(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
 
@@ -127,12 +133,14 @@ def find(checkpoint: str | Path) -> Path:
 
 
 def read_facts(folder: Path) -> Facts:
-    """config.json, checked. PevlError names what is wrong in it."""
+    """config.json, checked, of this format or an earlier one. PevlError names the wrong field."""
     file = folder / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format", FORMAT) > FORMAT:
-            raise PevlError(f"{file}: written by a newer pevl (format {raw['format']}); update it.")
+            raise PevlError(
+                f"{file}: written by a newer pevl (format {raw['format']}); update pevl."
+            )
         if isinstance(raw, dict) and raw.get("format") == 1:
             raw = _from_format_1(raw, file)
         return Facts.model_validate(raw)
@@ -175,34 +183,48 @@ def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
-    """Rebuild a model, in evaluation mode, on the CPU. ``clip`` overrides where its base lies."""
+    """Load a model, in evaluation mode, on the CPU.
+
+    ``clip`` (NAME:TAG or a file) replaces the stored source of its CLIP weights; they must be the
+    same weights. UsageError for ``clip`` where the model has no base; PevlError for a damaged
+    checkpoint and for other CLIP weights.
+    """
     facts = read_facts(folder)
     if clip is not None and facts.model.base == "none":
-        raise UsageError(f"--clip {clip}: {folder} was not trained on CLIP; leave --clip out.")
+        raise UsageError(f"--clip {clip}: {folder} does not build on CLIP; leave --clip out.")
     file = folder / "model.safetensors"
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
         raise PevlError(f"{file}: damaged or not a safetensors file ({error}).") from error
-    if facts.base is not None and facts.base_is_apart:
+    if facts.base is not None and facts.base_is_separate:
         base_state, _, digest = load_clip(clip or facts.base.source, facts.model)
         if digest != facts.base.digest:
             raise PevlError(
                 f"{folder}: was trained on other CLIP weights than {clip or facts.base.source} "
-                f"(hash {facts.base.digest[:8]}, found {digest[:8]}). Name the right ones with "
+                f"(hash {facts.base.digest[:8]}, not {digest[:8]}); name the right ones with "
                 "--clip."
             )
-        parts = ("visual.", "text.") if facts.model.text else ("visual.",)
-        state |= {k: v for k, v in base_state.items() if k.startswith(parts)}
+        used = BASE_PREFIXES if facts.model.text else ("visual.",)
+        state |= {k: v for k, v in base_state.items() if k.startswith(used)}
     model = PeVL(facts.model)
     if "prototypes" in state:
         model.prototypes = torch.zeros(len(facts.labels.names), facts.model.embed_dim)
     wanted = model.state_dict()
-    absent, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
-    if absent or extra or wrong:
-        name = (absent + extra + sorted(wrong))[0]
-        kind = "lacks" if absent else "has an unknown" if extra else "has a differently shaped"
-        raise PevlError(f"{file}: does not fit its config.json: it {kind} weight '{name}'.")
+    _check_weights(state, wanted, file)
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()}, strict=True)
     return model.eval(), facts
+
+
+def _check_weights(state: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    """PevlError names the first weight that is absent, unknown or of another shape."""
+    absent, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shared = sorted(wanted.keys() & state.keys())
+    misshapen = [k for k in shared if wanted[k].shape != state[k].shape]
+    for names, kind in (
+        (absent, "lacks"),
+        (unknown, "has an unknown"),
+        (misshapen, "has a differently shaped"),
+    ):
+        if names:
+            raise PevlError(f"{file}: does not fit its config.json: it {kind} weight '{names[0]}'.")

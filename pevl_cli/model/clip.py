@@ -1,14 +1,13 @@
-"""CLIP's two towers, with open_clip's parameter names, and its weights and tokenizer.
+"""CLIP's image and text towers under open_clip's parameter names, its weights and tokeniser.
 
-All knowledge of open_clip stands here. Its towers are not used as they are, because adapters act
-inside a block and pose tokens pass through the same blocks; a test compares with open_clip's own
-`encode_image` and `encode_text` to the last bit.
+Only this file knows open_clip. Its own tower classes are not used, because adapters act inside a
+block and pose tokens pass through the same blocks; a test compares with open_clip's `encode_image`
+and `encode_text` to the last bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import zlib
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
 from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
 
-# A weights file does not say its geometry: the config does, in open_clip's name for it.
+# A weights file does not name its architecture: open_clip's name for each config.
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
 
 
@@ -34,12 +33,12 @@ class VisualTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.pooled = config.class_token == "body"
+        self.add_patch_mean = config.class_token == "body"
         scale = width**-0.5
         if config.stem == "patch":
             size = config.patch_size
             self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
-        else:  # a model of poses alone has no use for a second network
+        else:  # a model of poses alone needs no second network
             self.conv1 = PoseStem(config) if config.video else nn.Identity()
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
@@ -56,7 +55,8 @@ class VisualTower(nn.Module):
     def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
         """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first.
 
-        ``joints`` (N, T, J, 3) are for a tower with a body token."""
+        A tower with a body token uses ``joints`` (N, T, J, 3); without them it adds none.
+        """
         n = frames.shape[0]
         maps: list[Tensor] = []
         if isinstance(self.conv1, PoseStem):
@@ -65,13 +65,13 @@ class VisualTower(nn.Module):
         else:
             patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
         x = patches.flatten(2).permute(0, 2, 1)
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        if self.pooled:
-            first = first + x.mean(1, keepdim=True)
+        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        if self.add_patch_mean:
+            class_token = class_token + x.mean(1, keepdim=True)
         if self.body is not None and joints is not None:
             body = self.body(maps or [patches], joints).to(x.dtype)
-            first = first + rearrange(body, "n t d -> (n t) 1 d")
-        x = torch.cat([first, x], 1) + self.positional_embedding.to(x.dtype)
+            class_token = class_token + rearrange(body, "n t d -> (n t) 1 d")
+        x = torch.cat([class_token, x], 1) + self.positional_embedding.to(x.dtype)
         assert len(x) == n * frames.shape[1]
         out: Tensor = self.ln_pre(x)
         return out
@@ -83,7 +83,7 @@ class VisualTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text tower with a place for adapters."""
+    """CLIP's text tower, with adapters where they are given."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,30 +100,32 @@ class TextTower(nn.Module):
     def forward(
         self, ids: Tensor, adapters: Sequence[nn.ModuleDict | None]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids (C, L) -> sentences (C, e), words (C, L, e), which are words (C, L) bool.
+        """Token ids (C, L) -> sentences (C, e), tokens (C, L, e), word mask (C, L) bool.
 
-        The sentence is the end-of-text token, which has the highest id; the words stand between
-        the start and it.
+        ``adapters``: one entry a block. The sentence is the end-of-text token, which has the
+        highest id; the words are the tokens between the start-of-text token and it.
         """
         length = ids.shape[1]
         x = self.token_embedding(ids)
         x = x + self.positional_embedding[:length].to(x.dtype)
-        # Made here and not kept: an average over training of its infinities would be NaN.
+        # No buffer: the average of its infinities over training steps would be NaN.
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         for block, pair in zip(self.transformer.blocks, adapters, strict=True):
             x = block(x, pair, mask)
         x = self.ln_final(x)
         end = ids.argmax(-1)
         sentences = x[torch.arange(len(x), device=x.device), end] @ self.text_projection
-        place = torch.arange(length, device=ids.device)[None]
-        return sentences, x @ self.text_projection, (place > 0) & (place < end[:, None])
+        position = torch.arange(length, device=ids.device)[None]
+        word_mask = (position > 0) & (position < end[:, None])
+        return sentences, x @ self.text_projection, word_mask
 
 
 def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
-    """Texts -> token ids (C, L), cut to the longest text, padded with 0.
+    """Texts -> token ids (C, L) int64, L the longest text's length, padded with 0.
 
-    "clip" is CLIP's own byte-pair vocabulary. "words" gives every word of a model trained from
-    scratch one of ``vocab_size`` places by its hash: no file, no import, any language.
+    Tokeniser "clip" is CLIP's byte-pair vocabulary. "words", for a model trained from scratch, maps
+    each word to one of ``vocab_size`` ids by its hash: it needs no file and no import, and takes
+    any language. Longer texts are cut to ``context_length``.
     """
     if config.tokenizer == "clip":
         from open_clip.tokenizer import SimpleTokenizer
@@ -140,10 +142,10 @@ def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
 
 
 def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
-    """Weights of both towers from "NAME:TAG" of open_clip, or from a local file with them.
+    """Weights of both towers from open_clip's "NAME:TAG", or from a local file.
 
     Returns the state (`visual.…` and `text.…`), the config with that model's activation and
-    normalisation, and the hash of the weights. PevlError when they cannot be had or do not fit.
+    normalisation, and the hash of the weights. PevlError when they cannot be loaded or do not fit.
     """
     import open_clip
 
@@ -164,7 +166,6 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
         raise PevlError(
             f"{source}: neither a weights file nor NAME:TAG, such as ViT-B-16-quickgelu:openai."
         )
-    logging.disable(logging.ERROR)  # its and the hub's lines; what matters is told below
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, force_quick_gelu=config.quick_gelu and path.is_file()
@@ -176,23 +177,22 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
             f"{source}: CLIP weights could not be loaded ({reason}). Without network, download "
             "open_clip's file (a state dict or safetensors) elsewhere and name it."
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
     normalise = preprocess.transforms[-1]
     quick = any("QuickGELU" in type(m).__name__ for m in model.modules())
-    state = _our_names(model.state_dict())
-    fitted = config.model_copy(
+    state = from_open_clip_names(model.state_dict())
+    config = config.model_copy(
         update={
             "quick_gelu": quick,
             "image_mean": tuple(float(v) for v in normalise.mean),
             "image_std": tuple(float(v) for v in normalise.std),
         }
     )
-    _check_shapes(state, fitted, source)
-    return state, fitted, state_digest(state)
+    _check_shapes(state, config, source)
+    return state, config, state_digest(state)
 
 
 def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
+    """PevlError where a name or shape of the towers' weights is not the config's."""
     with torch.device("meta"):
         towers = {"visual": VisualTower(config), "text": TextTower(config)}
     wanted = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
@@ -201,19 +201,22 @@ def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) ->
             raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
 
 
-def _our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip keeps the text tower at the top level; here it stands under `text.`."""
-    ours = {}
+def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An open_clip state in PeVL's names: the text tower, at open_clip's top level, under `text.`.
+
+    The temperature and the attention mask are left out.
+    """
+    renamed = {}
     for key, value in state.items():
         if key.startswith("visual."):
-            ours[key] = value
+            renamed[key] = value
         elif key not in {"logit_scale", "logit_bias"}:
-            ours[f"text.{key.removeprefix('text.')}"] = value
-    return {k: v for k, v in ours.items() if not k.endswith("attn_mask")}
+            renamed[f"text.{key.removeprefix('text.')}"] = value
+    return {k: v for k, v in renamed.items() if not k.endswith("attn_mask")}
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """Hash of names and values, the same on every machine."""
+    """Hash of names and values (as float32), the same on every machine; 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(state):
         digest.update(key.encode())

@@ -1,4 +1,4 @@
-"""What a PeVL model is made of: one flat, frozen config, stored with the weights."""
+"""The configuration of a PeVL model: flat, frozen, and stored with the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEATMAP_PX = 112  # side of a joint's heatmap (Sec. 4.3.5)
 
 
 class ModelConfig(BaseModel):
-    """Sizes, parts and inputs of a model; every part of the paper can be switched off here.
+    """Sizes, parts and inputs of a model. Every part of the paper can be switched off.
 
     The defaults are the paper's. ``similarities``: "vs" video-sentence, "ps" pose-sentence, "fw"
     frames-words (Table 6), or "concat" alone, which joins the features of the streams in use by one
@@ -41,21 +41,20 @@ class ModelConfig(BaseModel):
     # How pixels become patch tokens: CLIP's linear map, or the package's pose network up to its
     # head, kept frozen, and convolutions after it.
     stem: Literal["patch", "pose"] = "patch"
-    # What a frame's class token starts from: a learned vector (CLIP), or that, the mean of its
-    # patches, and what the stem's maps hold at the joints. Where to look takes more clips to learn
-    # than a coach has.
+    # What a frame's class token starts from: a learned vector (CLIP), or that plus the mean of its
+    # patches and the body token, `mini/body_token.py`.
     class_token: Literal["learned", "body"] = "learned"
-    base: Literal["clip", "none"] = "clip"  # whose weights the towers start from
-    train_base: bool = False  # False: the base's own weights stay frozen
+    base: Literal["clip", "none"] = "clip"  # weights that the towers start from
+    train_base: bool = False  # False: the base's own weights are frozen
     # inputs
     video_frames: int = 16
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
     allow_missing_joints: bool = False  # joints that a skeleton lacks count as not seen
-    pose_layers: int | None = None  # of the shared blocks, so many serve the pose; None = all
+    pose_layers: int | None = None  # how many of the shared blocks the pose uses; None = all
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
-    pose_pool: Literal["mean", "max"] = "mean"  # of the frames' features, into the clip's
+    pose_pool: Literal["mean", "max"] = "mean"  # pools the frames' features into the clip's
     # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
     # actor and widened until it holds the whole body.
     crop: Literal["full", "follow"] = "full"
@@ -70,12 +69,12 @@ class ModelConfig(BaseModel):
     text_adapters: bool = True
     p2v: bool = True
     v2p: bool = True
-    p2v_layers: tuple[int, ...] = ()  # after these blocks too (0 = first); always after the last
+    p2v_layers: tuple[int, ...] = ()  # P2V after these blocks (0 = first) and after the last
     refinement_loss: bool = True
     refinement_weight: float = 0.1  # λ_R
     similarities: tuple[Similarity, ...] = ("vs", "ps", "fw")
     semantic_loss: bool = True
-    # What a clip is told apart from in training: the labels of its batch (the paper's), or all.
+    # The negatives of a clip in training: the labels of its batch (the paper's), or all labels.
     contrast: Literal["batch", "labels"] = "batch"
     fine_temperature: float = 0.01
     branch_loss_weight: float = 0.0  # weight of each similarity's own contrastive loss
@@ -100,20 +99,20 @@ class ModelConfig(BaseModel):
         if not 0 <= self.used_pose_layers <= self.layers:
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
         if self.pose and not self.used_pose_layers and self.pose_features != "body":
-            raise ValueError("without pose_layers only pose_features 'body' tells of the joints")
+            raise ValueError("pose_layers=0 needs pose_features 'body'")
         if self.pose and self.pose_features == "heatmap" and self.video and self.p2v:
-            raise ValueError("pose_features 'heatmap' has no joints for p2v to follow")
+            raise ValueError("p2v needs joint tokens, which pose_features 'heatmap' lacks")
         if self.base == "clip" and self.stem != "patch":
-            raise ValueError("CLIP's towers have CLIP's own stem, 'patch'")
+            raise ValueError("base 'clip' needs stem 'patch'")
         if self.base == "none" and not self.train_base:
-            raise ValueError("a model without a base has no weights to keep: set train_base=true")
+            raise ValueError("base 'none' has no weights to freeze: set train_base=true")
         if any(not 0 <= layer < self.layers for layer in self.p2v_layers):
             raise ValueError(f"p2v_layers must name blocks from 0 to {self.layers - 1}")
         return self
 
     @property
     def used_similarities(self) -> tuple[Similarity, ...]:
-        """Those whose modalities are there."""
+        """The similarities whose modalities the model has."""
         needs: dict[Similarity, bool] = {
             "vs": self.video,
             "ps": self.pose,
@@ -124,21 +123,22 @@ class ModelConfig(BaseModel):
 
     @property
     def has_body_token(self) -> bool:
-        """Whether the video's class tokens start from what is to be seen at the joints."""
+        """Whether a body token is added to the class tokens of the video's frames."""
         return self.class_token == "body" and self.video and self.pose
 
     @property
     def used_pose_layers(self) -> int:
+        """How many of the shared blocks the pose encoder uses."""
         return self.layers if self.pose_layers is None else self.pose_layers
 
     @property
     def heatmap_patch(self) -> int:
-        """Side of a heatmap's patches, px: a picture's where they fit."""
+        """Side of a heatmap's patches, px: that of a frame's patches where HEATMAP_PX allows it."""
         return 16 if HEATMAP_PX % self.patch_size else self.patch_size
 
     @property
     def grid(self) -> int:
-        """Patches along one side of a frame."""
+        """Number of patches along one side of a frame."""
         return self.image_size // self.patch_size
 
 
@@ -178,8 +178,8 @@ CONFIGS = {
         base="none",
         train_base=True,
         pose_features="body",
-        # A text encoder that starts from nothing finds all texts alike; weights drawn from their
-        # tiny differences leave some labels never pushed apart.
+        # To an untrained text encoder all texts are alike. Weights from their tiny differences
+        # would leave some pairs of labels with no weight at all.
         semantic_loss=False,
         contrast="labels",
         fine_temperature=0.1,

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What goes into the model and what its encoders give: batches, label texts, features."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """N clips. Either part may be None: the model then works with the other alone."""
+    """N clips. Either modality may be None: the model then uses the other alone."""
 
     frames: Tensor | None  # (N, T, 3, H, W) uint8 RGB, or float in [0, 1]
     joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the crop, and 1 = visible
-    has_video: Tensor | None = None  # (N,) bool; None = all
+    has_video: Tensor | None = None  # (N,) bool; None: all clips have one
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
 
 
 @dataclass(frozen=True)
 class Texts:
-    """C encoded label texts, unit length."""
+    """C encoded label texts, of unit length."""
 
     sentences: Tensor  # (C, e)
     words: Tensor  # (C, L, e)
     word_mask: Tensor  # (C, L) bool
-    label: Tensor | None = None  # (C,) whose text it is, where a label has several
+    label: Tensor | None = None  # (C,) index of the text's label, where a label has several texts
 
     def __getitem__(self, index: Tensor) -> Texts:
         return Texts(self.sentences[index], self.words[index], self.word_mask[index])
 
     def to(self, device: torch.device | str) -> Texts:
+        """The same texts on a device."""
         label = None if self.label is None else self.label.to(device)
         words, mask = self.words.to(device), self.word_mask.to(device)
         return Texts(self.sentences.to(device), words, mask, label)
 
     def by_label(self, similarity: Tensor) -> Tensor:
-        """Similarities with texts (N, C) -> with labels: the mean over each label's texts."""
+        """Mean over each label's texts: similarities with texts (N, C) -> labels."""
         if self.label is None:
             return similarity
         labels = int(self.label.max()) + 1
@@ -50,13 +52,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoders say of N clips, in the joint space, unit length."""
+    """Features of N clips in the joint space, of unit length but for those before refinement."""
 
     video: Tensor | None  # V (N, e), after P2V
     pose: Tensor | None  # P (N, e), after V2P
     frames: Tensor | None  # F (N, S, e)
-    seen: Tensor | None  # (N, S) bool
-    has_video: Tensor | None  # (N,) bool
+    seen: Tensor | None  # (N, S) bool: the frame shows at least one joint
+    has_video: Tensor | None  # (N,) bool; None: all clips have one
     joined: Tensor | None  # (N, e), of the "concat" similarity
-    video_before: Tensor | None  # z_v and z_p, before refinement
-    pose_before: Tensor | None
+    video_before: Tensor | None  # z_v (N, e), before P2V
+    pose_before: Tensor | None  # z_p (N, e), before V2P

@@ -1,4 +1,4 @@
-"""The paper's losses (Eq. 3, 5 and 6)."""
+"""The paper's losses: refinement (Eq. 3) and semantic guidance (Eq. 5 and 6)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     with the batch, and both directions averaged ("symmetric similarities", Sec. 3.2.3).
     """
     logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
-    own = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    target = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def semantic_guided_loss(
     similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Contrast clips with texts, pushing harder where the texts say something else.
+    """Contrast clips with texts; negatives whose texts differ more weigh more.
 
     similarity (N, N) clip × text of clip, text_similarity (N, N) cosines of the texts, labels
-    (N,) -> scalar.
+    (N,) int -> scalar.
 
     Source: PeVL Eq. (5) and (6). Differs: a batch may repeat a label, so the target is uniform
     over all clips of the same label; with distinct labels this is the paper's formula, whose
     second numerator lacks its temperature by a misprint.
     """
     positive = labels[:, None] == labels[None]
-    weights = strength(text_similarity, positive)
+    weights = pair_weights(text_similarity, positive)
     forward = _kl(similarity / temperature, weights, positive)
     backward = _kl(similarity.T / temperature, weights, positive)
     return (forward + backward) / 2
@@ -40,28 +40,31 @@ def semantic_guided_loss(
 def label_contrast_loss(
     similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Contrast clips with the texts of all labels, whether the batch shows them or not.
+    """Contrast clips with the texts of all labels, also of those that no clip of the batch has.
 
     similarity (N, C) clip × label, text_similarity (C, C) cosines of the labels' texts, labels
     (N,) into C -> scalar.
 
     Source: PeVL Eq. (5) and (6). Differs: from clips to texts the negatives are all other labels,
-    not those of the batch only: sixteen clips show a third of forty labels. From texts to clips
-    there are no others than the batch's, as printed.
+    not those of the batch only: sixteen clips have a third of forty labels. From texts to clips
+    the negatives are the batch's, as printed.
     """
-    own = F.one_hot(labels, similarity.shape[1]).bool()
-    forward = _kl(similarity / temperature, strength(text_similarity[labels], own), own)
-    same = labels[:, None] == labels[None]
-    weights = strength(text_similarity[labels][:, labels], same)
-    backward = _kl(similarity[:, labels].T / temperature, weights, same)
+    positive = F.one_hot(labels, similarity.shape[1]).bool()
+    weights = pair_weights(text_similarity[labels], positive)
+    forward = _kl(similarity / temperature, weights, positive)
+    positive = labels[:, None] == labels[None]
+    weights = pair_weights(text_similarity[labels][:, labels], positive)
+    backward = _kl(similarity[:, labels].T / temperature, weights, positive)
     return (forward + backward) / 2
 
 
-def strength(text_similarity: Tensor, positive: Tensor) -> Tensor:
+def pair_weights(text_similarity: Tensor, positive: Tensor) -> Tensor:
     """Weight of each term in Eq. (5)'s denominator: 1 for positives, n·s_ij for negatives.
 
-    s_ij = (1 − sim(t_i, t_j)) / Σ over the n negatives j. Where all negatives' texts equal the
-    true one there is nothing to weigh by, and all weigh 1.
+    text_similarity (N, C), positive (N, C) bool -> (N, C), >= 0. s_ij = (1 − sim(t_i, t_j)) / Σ
+    over the n negatives j. Where all negatives' texts equal the true one, all weigh 1.
+
+    Source: PeVL Eq. (6).
     """
     distance = (1 - text_similarity).clamp_min(0).masked_fill(positive, 0)
     total = distance.sum(1, keepdim=True)
@@ -71,9 +74,9 @@ def strength(text_similarity: Tensor, positive: Tensor) -> Tensor:
 
 
 def _kl(logits: Tensor, weights: Tensor, positive: Tensor) -> Tensor:
-    """KL(uniform over positives ‖ weighted softmax), mean over rows."""
-    held = weights > 0
-    log_weights = torch.where(held, weights, 1.0).log().masked_fill(~held, float("-inf"))
+    """KL(uniform over positives ‖ weighted softmax) of (N, C) each, mean over rows -> scalar."""
+    weighted = weights > 0
+    log_weights = torch.where(weighted, weights, 1.0).log().masked_fill(~weighted, float("-inf"))
     log_p = F.log_softmax(logits + log_weights, dim=1)
     target = positive.to(logits.dtype) / positive.sum(1, keepdim=True)
     # 0·log 0 = 0: only the positives contribute.

@@ -1,4 +1,4 @@
-"""The whole model: encoders with adapters, refinement, similarities, losses."""
+"""The whole model: encoders with adapters, refinement, similarities, loss."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from pevl_cli.model.pose_embedding import HeatmapEmbedding, PoseEmbedding
 from pevl_cli.model.sgmc import Similarities, fine_similarity
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
-# log 100: CLIP's limit of 1/τ.
+# log 100: the largest log 1/τ, as in CLIP.
 MAX_LOGIT_SCALE = 4.6052
 
 
 class PeVL(nn.Module):
-    """Pose-enhanced vision-language model. Source: PeVL, Sec. 3; `config` switches its parts."""
+    """Pose-enhanced vision-language model; ``config`` says which parts it has.
+
+    Source: PeVL, Sec. 3.
+    """
 
     image_mean: Tensor
     image_std: Tensor
@@ -34,7 +37,7 @@ class PeVL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False  # keep no activations of the blocks for the way back
+        self.checkpointing = False  # recompute the blocks' activations in the backward pass
         width, quarter = config.width, config.width // 4
         self.visual = VisualTower(config)  # its blocks serve video and pose (Sec. 4.1)
         if config.text:
@@ -62,11 +65,11 @@ class PeVL(nn.Module):
                 width,
                 quarter,
             )
-        both = config.video and config.pose
-        if both and config.p2v:
-            places = sorted({*config.p2v_layers, config.layers - 1})
-            self.p2v = nn.ModuleDict({str(i): PoseGuidedVideo(width, config.heads) for i in places})
-        if both and config.v2p:
+        two_streams = config.video and config.pose
+        if two_streams and config.p2v:
+            layers = sorted({*config.p2v_layers, config.layers - 1})
+            self.p2v = nn.ModuleDict({str(i): PoseGuidedVideo(width, config.heads) for i in layers})
+        if two_streams and config.v2p:
             self.v2p = VideoEnrichedPose(width, config.heads)
         if "concat" in config.used_similarities:
             streams = config.video + config.pose
@@ -76,7 +79,7 @@ class PeVL(nn.Module):
         self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
-        # Of a checkpoint: the mean V of each label's training clips (C, e), unit length.
+        # The mean V of each label's training clips (C, e), unit length; a checkpoint has them.
         self.register_buffer("prototypes", None)
         if not config.train_base:
             self.visual.requires_grad_(False)
@@ -85,16 +88,17 @@ class PeVL(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
+        """τ of the contrast with texts, scalar."""
         return 1 / self.logit_scale.exp()
 
     @torch.no_grad()
     def limit_temperatures(self) -> None:
-        """As CLIP does after each step: 1/τ is at most 100."""
+        """Limit 1/τ to 100, as CLIP does after each training step."""
         for scale in (self.logit_scale, self.refinement_scale):
             scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def cast(self, dtype: torch.dtype) -> PeVL:
-        """Half precision for the towers; coordinates and temperatures stay in float32."""
+        """Convert the towers to ``dtype``; coordinates and temperatures stay in float32."""
         self.to(dtype)
         if self.config.pose:
             self.pose_embedding.float()
@@ -105,33 +109,35 @@ class PeVL(nn.Module):
     # -- encoders ---------------------------------------------------------------------------
 
     def encode_text(self, prompts: Sequence[str]) -> Texts:
-        """Prompts -> sentences and words; with ``text=False`` the classes' learned vectors."""
+        """C prompts -> sentences (C, e) and words (C, L, e), of unit length.
+
+        With ``text=False`` the classes' learned vectors, without words; prompts are not read.
+        """
         if self.text is None:
             vectors = F.normalize(self.class_vectors, dim=-1)
-            nothing = vectors.new_zeros(len(vectors), 1, dtype=torch.bool)
-            return Texts(vectors, vectors[:, None], nothing)
-        ids = tokenise(prompts, self.config).to(self.class_device)
+            no_words = vectors.new_zeros(len(vectors), 1, dtype=torch.bool)
+            return Texts(vectors, vectors[:, None], no_words)
+        ids = tokenise(prompts, self.config).to(self.logit_scale.device)
         sentences, words, mask = self.text(ids, _pairs(self.text_adapters, self.config.text_layers))
         return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
 
-    @property
-    def class_device(self) -> torch.device:
-        return self.logit_scale.device
-
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, 3, H, W), uint8 or [0, 1] -> class token and patches, (N, T, 1 + P, d)."""
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class token and patches (N, T, 1 + P, d)."""
         tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens
 
     def encode(self, batch: Batch) -> Features:
-        """Both streams with their refinements, into the joint space. Sec. 3.1 and 3.2."""
+        """Both streams with their refinements, in the joint space. Sec. 3.1 and 3.2.
+
+        ValueError where the batch has no modality that the model takes.
+        """
         config = self.config
         frames = batch.frames if config.video else None
         joints = batch.joints if config.pose else None
         video, pose, body = self._encode(frames, joints, batch.has_video)
         if video is None and pose is None:
-            raise ValueError(f"the batch has neither of what model '{config.name}' takes")
+            raise ValueError(f"the batch has neither modality that model '{config.name}' takes")
         video_before = pose_before = None
         refined_video, refined_pose = video, pose
         seen = None if joints is None else joints[..., 2].amax(-1) > 0
@@ -148,12 +154,12 @@ class PeVL(nn.Module):
         if refined_pose is not None and seen is not None:
             per_frame = self.visual.project(refined_pose[:, :, 0])
             f = F.normalize(per_frame, dim=-1)
-            p = F.normalize(_pooled(per_frame, seen, config.pose_pool), dim=-1)
+            p = F.normalize(_pool(per_frame, seen, config.pose_pool), dim=-1)
         if "concat" in config.used_similarities:
-            there = v
+            masked = v
             if v is not None and p is not None and batch.has_video is not None:
-                there = v * batch.has_video[:, None]
-            streams = [x for x in (there, p) if x is not None]
+                masked = v * batch.has_video[:, None]
+            streams = [x for x in (masked, p) if x is not None]
             if len(streams) == config.video + config.pose:
                 joined = F.normalize(self.join(torch.cat(streams, -1)), dim=-1)
         return Features(
@@ -166,15 +172,17 @@ class PeVL(nn.Module):
             video_before=None if video_before is None else video_before.mean(1),
             pose_before=None
             if pose_before is None or seen is None
-            else _pooled(pose_before, seen, config.pose_pool),
+            else _pool(pose_before, seen, config.pose_pool),
         )
 
     def _encode(
         self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1).
+        """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1):
+        (N, T, 1 + P, d), (N, S, G, d) and (N, T, P), each None where its modality is absent.
 
-        Clips without video cost no time and leave no trace in statistics: their tokens are zeros.
+        Clips without video are not computed, so that they do not enter batch statistics: their
+        tokens are zeros.
         """
         config = self.config
         blocks = self.visual.transformer.blocks
@@ -192,12 +200,12 @@ class PeVL(nn.Module):
                 body = self._weigh_body(blocks[count - 1], flat, joints)
         if frames is None:
             return None, pose, None
-        there = None if has_video is None else has_video.nonzero()[:, 0]
+        with_video = None if has_video is None else has_video.nonzero()[:, 0]
         all_bodies = body
         indexed = None if joints is None else joints[:, 1::3]  # the joints of the video's frames
-        if there is not None:
-            frames, body = frames[there], None if body is None else body[there]
-            indexed = None if indexed is None else indexed[there]
+        if with_video is not None:
+            frames, body = frames[with_video], None if body is None else body[with_video]
+            indexed = None if indexed is None else indexed[with_video]
         n, t = frames.shape[:2]
         if not n:
             assert has_video is not None
@@ -212,17 +220,19 @@ class PeVL(nn.Module):
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
         video = rearrange(x, "(n t) p d -> n t p d", n=n, t=t)
-        if there is not None and has_video is not None:
-            video = video.new_zeros(len(has_video), *video.shape[1:]).index_copy(0, there, video)
+        if with_video is not None and has_video is not None:
+            zeros = video.new_zeros(len(has_video), *video.shape[1:])
+            video = zeros.index_copy(0, with_video, video)
         return video, pose, all_bodies
 
     def _checkpointed(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result; with ``checkpointing`` it is computed once more backwards."""
+        """The function's result; with ``checkpointing`` it is recomputed in the backward pass."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 
     def _normalise(self, frames: Tensor) -> Tensor:
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> CLIP's normalised input."""
         dtype = self.visual.proj.dtype
         x = frames.to(torch.float32) / 255 if frames.dtype == torch.uint8 else frames.float()
         return ((x - self.image_mean[:, None, None]) / self.image_std[:, None, None]).to(dtype)
@@ -233,9 +243,10 @@ class PeVL(nn.Module):
         adapters: nn.ModuleDict | None,
         x: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Each token over the frames, then the tokens of each frame, then the MLP: (N, S, G, d).
+        """Attention of each token over the frames, then within each frame, then the MLP.
 
-        Also gives the tokens (N·S, G, d) as they go into the attention within frames.
+        x (N, S, G, d) -> (N, S, G, d), and the tokens (N·S, G, d) before the attention within
+        frames.
         """
         n, s = x.shape[:2]
         series = rearrange(x, "n s g d -> (n g) s d")
@@ -245,19 +256,19 @@ class PeVL(nn.Module):
         return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s), flat
 
     def _weigh_body(self, block: Block, flat: Tensor, joints: Tensor) -> Tensor:
-        """M at the video's frames: (N, T, P), from the class token's attention to the joints."""
+        """M at the video's frames, (N, T, P), from the class token's attention to the joints."""
         attention = rearrange(
             block.class_attention(flat)[:, 1:], "(n s) j -> n s j", s=joints.shape[1]
         )
         visible = joints[..., 2]
-        middle = slice(1, None, 3)  # 16 of 48: the middle ones of 16 triples
+        middle = slice(1, None, 3)  # the middle frames of the 16 triples of 48
         grid = (self.config.grid, self.config.grid)
         # In float32: half precision would move joints across patch borders.
         weights = (attention.float() * visible)[:, middle]
         return patch_weights(joints[:, middle, :, :2], weights, grid).to(attention.dtype)
 
     def _enrich(self, pose: Tensor, video: Tensor, has_video: Tensor | None) -> Tensor:
-        """V2P at the 16 indexed frames, put back among the 48. Sec. 3.2.2."""
+        """V2P at the 16 indexed frames of 48: pose (N, S, G, d) -> (N, S, G, d). Sec. 3.2.2."""
         indexed = self.v2p(pose[:, 1::3], video)
         if has_video is not None:
             indexed = torch.where(has_video[:, None, None, None], indexed, pose[:, 1::3])
@@ -267,29 +278,29 @@ class PeVL(nn.Module):
     # -- matching -----------------------------------------------------------------------------
 
     def similarities(self, features: Features, texts: Texts) -> dict[Similarity, Tensor]:
-        """Each similarity in use, (N, C), cosines."""
-        found: dict[Similarity, Tensor] = {}
+        """The similarities in use, each (N, C) in [-1, 1], float32."""
+        values: dict[Similarity, Tensor] = {}
         for kind in self.config.used_similarities:
             if kind == "vs" and features.video is not None:
-                found[kind] = features.video @ texts.sentences.T
+                values[kind] = features.video @ texts.sentences.T
             elif kind == "ps" and features.pose is not None:
-                found[kind] = features.pose @ texts.sentences.T
+                values[kind] = features.pose @ texts.sentences.T
             elif kind == "concat" and features.joined is not None:
-                found[kind] = features.joined @ texts.sentences.T
+                values[kind] = features.joined @ texts.sentences.T
             elif kind == "fw" and features.frames is not None:
-                found[kind] = fine_similarity(
+                values[kind] = fine_similarity(
                     features.frames,
                     texts.words,
                     features.seen,
                     texts.word_mask,
                     self.config.fine_temperature,
                 )
-        return {kind: value.float() for kind, value in found.items()}
+        return {kind: value.float() for kind, value in values.items()}
 
     def combine(self, similarities: dict[Similarity, Tensor], features: Features) -> Tensor:
-        """S of Eq. (4): the mean of the similarities that say something of each clip, (N, C).
+        """S of Eq. (4), (N, C): for each clip the mean of the similarities that have evidence.
 
-        A clip in which nobody is seen is judged by its video alone, one without video by its pose.
+        Without a visible joint that is the video's alone, without video the pose's; 0 without any.
         """
         total: Tensor | None = None
         count: Tensor | None = None
@@ -302,20 +313,20 @@ class PeVL(nn.Module):
         return total / count.clamp_min(1)
 
     def forward(self, batch: Batch, texts: Texts) -> Tensor:
-        """Similarity S of every clip with every label, (N, C)."""
+        """Similarity S of each clip with each label, (N, C) in [-1, 1]."""
         features = self.encode(batch)
         return texts.by_label(self.combine(self.similarities(features, texts), features))
 
     def match(self, batch: Batch, texts: Texts) -> Similarities:
-        """Each of the B similarities of every clip with every label (S is their mean), and V.
+        """The B similarities of each clip with each label, (N, B, C), and V (N, e).
 
-        NaN where a similarity lacks its modality: no video, nobody seen.
+        NaN where a similarity lacks its modality: no video, no visible joint. S is their mean.
         """
         features = self.encode(batch)
         parts = []
         for kind, value in self.similarities(features, texts).items():
             use = _has_evidence(kind, features, value)[:, None]
-            # What damaged weights give must not pass for "nothing to go by".
+            # NaN from damaged weights becomes infinity, so that it is not read as "no evidence".
             numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
             parts.append(numbers.where(use, torch.nan))
         video = None if features.video is None else features.video.float()
@@ -330,10 +341,11 @@ class PeVL(nn.Module):
         labels: Tensor,
         gather: Callable[[Features], Features] = lambda features: features,
     ) -> tuple[Tensor, Tensor]:
-        """L_t + λ·L_R, and S (N, C) of every clip with every text, detached; labels (N,) into C.
+        """L_t + λ·L_R, scalar, and S (N, C) of each clip with each text, detached.
 
-        Clips contrast with each other: where several processes hold a part of the batch each,
-        ``gather`` gives each the features of all, with gradients, and labels are those of all.
+        ``labels`` (N,) int are indices of texts. Clips are contrasted with each other: where
+        several processes have a part of the batch each, ``gather`` returns the features of all,
+        with gradients, and ``labels`` are those of all.
 
         Source: PeVL Eq. (3) to (6), Sec. 3.4.
         """
@@ -341,18 +353,18 @@ class PeVL(nn.Module):
         features = gather(self.encode(batch))
         parts = self.similarities(features, texts)
         combined = self.combine(parts, features)
-        similar = texts.sentences @ texts.sentences.T
+        between_texts = texts.sentences @ texts.sentences.T
         if not config.semantic_loss:
-            similar = torch.zeros_like(similar)  # all texts equally far: vanilla contrast
-        similar = similar.float().detach()
+            between_texts = torch.zeros_like(between_texts)  # equal weights: vanilla contrast
+        between_texts = between_texts.float().detach()
         temperature = self.temperature
 
-        def contrast(matrix: Tensor, use: Tensor) -> Tensor:
-            own = labels[use]
+        def contrast(similarity: Tensor, use: Tensor) -> Tensor:
+            true = labels[use]
             if config.contrast == "labels":
-                return label_contrast_loss(matrix[use], similar, own, temperature)
-            near = similar[own][:, own]
-            return semantic_guided_loss(matrix[use][:, own], near, own, temperature)
+                return label_contrast_loss(similarity[use], between_texts, true, temperature)
+            between_clips = between_texts[true][:, true]
+            return semantic_guided_loss(similarity[use][:, true], between_clips, true, temperature)
 
         total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))
         if config.branch_loss_weight:
@@ -362,23 +374,23 @@ class PeVL(nn.Module):
                     total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
             scale = 1 / self.refinement_scale.exp()
-            both = torch.ones_like(labels, dtype=torch.bool)
+            use = torch.ones_like(labels, dtype=torch.bool)  # clips with both modalities
             if features.seen is not None:
-                both = both & features.seen.any(1)
+                use = use & features.seen.any(1)
             if features.has_video is not None:
-                both = both & features.has_video
+                use = use & features.has_video
             for before, after, refines in (
                 (features.video_before, features.video, config.p2v),
                 (features.pose_before, features.pose, config.v2p),
             ):
-                if before is not None and after is not None and refines and both.any():
-                    refined = nt_xent(before[both].float(), after[both].float(), scale)
-                    total = total + config.refinement_weight * refined
+                if before is not None and after is not None and refines and use.any():
+                    refinement = nt_xent(before[use].float(), after[use].float(), scale)
+                    total = total + config.refinement_weight * refinement
         return total, combined.detach()
 
 
 def _has_evidence(kind: Similarity, features: Features, value: Tensor) -> Tensor:
-    """For which clips a similarity rests on anything: (N,) bool."""
+    """Which clips have the modality of a similarity: (N,) bool."""
     if kind == "vs" and features.has_video is not None:
         return features.has_video
     if kind in {"ps", "fw"} and features.seen is not None:
@@ -387,6 +399,7 @@ def _has_evidence(kind: Similarity, features: Features, value: Tensor) -> Tensor
 
 
 def _adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
+    """One adapter of each kind for each layer."""
     return nn.ModuleList(
         nn.ModuleDict({kind: Adapter(width, bottleneck) for kind in kinds}) for _ in range(layers)
     )
@@ -397,13 +410,13 @@ def _pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
     return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
 
 
-def _pooled(values: Tensor, use: Tensor, how: Literal["mean", "max"]) -> Tensor:
-    """Over frames in use, (N, S, e) -> (N, e); over all frames when none is.
+def _pool(values: Tensor, use: Tensor, kind: Literal["mean", "max"]) -> Tensor:
+    """Mean or maximum over the frames in use, (N, S, e) -> (N, e); over all frames if none is.
 
-    Differs: the paper's is the mean. The maximum finds the moment that tells one stroke from
-    another: tennis4, benchmarks/README.md.
+    Differs: the paper's is the mean. The maximum keeps the short moment in which two strokes
+    differ: tennis4, benchmarks/README.md.
     """
     use = (use | ~use.any(1, keepdim=True))[..., None]
-    if how == "max":
+    if kind == "max":
         return values.masked_fill(~use, -torch.inf).amax(1)
     return (values * use).sum(1) / use.sum(1)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Joints to the tokens of the pose encoder: coordinates, body features, or heatmaps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from pevl_cli.model.config import HEATMAP_PX, ModelConfig
 
-# Of a joint's Gaussian: PoseConv3D's 0.6 pixels on a grid half as fine.
+# Standard deviation of a joint's Gaussian: PoseConv3D's 0.6 px, on a grid twice as fine.
 HEATMAP_SIGMA_PX = 1.2
 
 
 class PoseEmbedding(nn.Module):
-    """Joints to tokens: (N, S, J, 3) -> (N, S, 1 + J, d). A linear map of each joint, a learned
+    """Joints to tokens, (N, S, J, 3) -> (N, S, 1 + J, d): a linear map of each joint, a learned
     joint and time embedding, and a class token a frame.
 
     ``pose_features="body"`` adds what a small model cannot learn from a few hundred clips: each
-    joint is told where all others are relative to it and where it moves to, and the frame's class
+    joint's token also gets the offsets to all other joints and its motion, and the frame's class
     token starts from two convolutions over time of the whole body (distances between joints and
-    their motion, as in DD-Net).
+    their motion, as in DD-Net, Yang et al. 2019).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -48,19 +48,20 @@ class PoseEmbedding(nn.Module):
             )
 
     def forward(self, joints: Tensor) -> Tensor:
+        """joints (N, S, J, 3), x and y in [0, 1] of the crop, 1 = visible -> (N, S, 1 + J, d)."""
         visible = joints[..., 2:]
-        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+        # The coordinates of an unseen joint, NaN included, must have no effect.
         joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
         if self.body:
-            near, offsets = _body_features(joints)
-            tokens = self.joint(torch.cat([joints, near, offsets.flatten(-2)], -1))
+            motion, offsets = _body_features(joints)
+            tokens = self.joint(torch.cat([joints, motion, offsets.flatten(-2)], -1))
             distances = offsets.square().sum(-1).add(1e-6).sqrt()
-            whole = torch.cat([near.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
-            frame = self.frame(whole.transpose(1, 2)).transpose(1, 2)[:, :, None]
+            body = torch.cat([motion.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
+            class_token = self.frame(body.transpose(1, 2)).transpose(1, 2)[:, :, None]
         else:
             tokens = self.joint(joints)
-            frame = torch.zeros_like(tokens[:, :, :1])
-        tokens = torch.cat([frame, tokens], 2) + self.joint_embedding
+            class_token = torch.zeros_like(tokens[:, :, :1])
+        tokens = torch.cat([class_token, tokens], 2) + self.joint_embedding
         tokens = tokens + self.time_embedding[: tokens.shape[1], None]
         out: Tensor = self.norm(tokens)
         return out
@@ -69,8 +70,10 @@ class PoseEmbedding(nn.Module):
 class HeatmapEmbedding(nn.Module):
     """Joints to the patches of their heatmaps: (N, S, J, 3) -> (N, S, 1 + P, d).
 
-    One channel a joint, cut into patches as CLIP cuts pictures, with a learned place and time
-    embedding and a class token a frame. Source: Table 9, whose heatmaps follow PoseConv3D.
+    One channel a joint, split into patches as CLIP splits pictures, with a learned position and
+    time embedding and a class token a frame.
+
+    Source: PeVL Table 9, whose heatmaps follow PoseConv3D (Duan et al. 2022).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -84,6 +87,7 @@ class HeatmapEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, joints: Tensor) -> Tensor:
+        """joints (N, S, J, 3), x and y in [0, 1] of the crop, 1 = visible -> (N, S, 1 + P, d)."""
         n, s = joints.shape[:2]
         patches = self.patch(heatmaps(joints).flatten(0, 1))
         tokens = rearrange(patches, "(n s) d r c -> n s (r c) d", n=n)
@@ -94,9 +98,12 @@ class HeatmapEmbedding(nn.Module):
 
 
 def heatmaps(joints: Tensor) -> Tensor:
-    """Small Gaussians: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen."""
+    """A Gaussian a joint: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen.
+
+    Its standard deviation is HEATMAP_SIGMA_PX.
+    """
     centre = (torch.arange(HEATMAP_PX, device=joints.device) + 0.5) / HEATMAP_PX
-    # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+    # The coordinates of an unseen joint, NaN included, must have no effect.
     point = torch.where(joints[..., 2:] > 0, joints[..., :2], 0)
     away = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
     x, y = (-away.square() / 2).exp().unbind(-2)
@@ -106,16 +113,16 @@ def heatmaps(joints: Tensor) -> Tensor:
 def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
     """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
 
-    The first: place relative to the body's centre, steps over 1 and 3 frames. The second: offsets
-    to every other joint. Zero wherever a joint that is needed is not visible.
+    The first: position relative to the body's centre, displacements over 1 and 3 frames. The
+    second: offsets to every other joint. Zero wherever a joint that is needed is not visible.
     """
     point, visible = joints[..., :2], joints[..., 2:]
     count = visible.sum(2, keepdim=True).clamp_min(1)
     centre = (point * visible).sum(2, keepdim=True) / count
     away = (point - centre) * visible
     spread = away.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
-    someone = visible.amax((-1, -2))
-    size = (spread * someone).sum(1) / someone.sum(1).clamp_min(1)
+    has_person = visible.amax((-1, -2))
+    size = (spread * has_person).sum(1) / has_person.sum(1).clamp_min(1)
     size = size.clamp_min(0.02)[:, None, None, None]
     both = visible[:, :, None] * visible[..., None, :]
     offsets = (point[:, :, None] - point[:, :, :, None]) * both / size[..., None]

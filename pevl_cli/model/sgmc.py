@@ -1,5 +1,5 @@
-"""Matching frames with words, the sub-action side of the SGMC module (Sec. 3.3.1), and how
-similarities are handed on."""
+"""Frames matched with words, the fine-grained part of the SGMC module (Sec. 3.3.1), and the
+similarities of clips with labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Similarities:
-    """How N clips match C labels, and the video features of the clips."""
+    """B similarities of N clips with C labels, and the video features of the clips."""
 
     values: Tensor  # (N, B, C) in [-1, 1]; NaN where a similarity lacks its modality
     video_features: Tensor | None = None  # V (N, e); NaN for a clip without video
 
     def split(self) -> list[Similarities]:
-        """One for each clip."""
+        """One for each clip: N of shape (1, B, C)."""
         values = self.values.split(1)
         features = self.video_features
         videos = [None] * len(values) if features is None else features.split(1)
@@ -27,7 +27,7 @@ class Similarities:
 
     @staticmethod
     def concatenate(parts: Sequence[Similarities]) -> Similarities:
-        """The clips of all parts; either all parts have video features, or none."""
+        """The clips of all parts, (N, B, C); either all parts have video features, or none."""
         videos = [part.video_features for part in parts if part.video_features is not None]
         assert len(videos) in (0, len(parts))
         values = torch.cat([part.values for part in parts])
@@ -48,10 +48,10 @@ def fine_similarity(
     word_mask: Tensor | None = None,
     temperature: float = 0.01,
 ) -> Tensor:
-    """S_FW: how well the frames of each clip and the words of each text fit, in [-1, 1].
+    """S_FW: similarity of the frames of each clip with the words of each text, in [-1, 1].
 
     frames (N, S, e), words (C, L, e), masks (N, S) and (C, L) with True = use -> (N, C).
-    0 for a clip without any frame, or a text without any word, to use.
+    0 for a clip without a frame to use, or a text without a word to use.
 
     Source: PeVL Sec. 3.3.1, "attention operations on the matrix twice" as in X-CLIP (Ma et al.
     2022). Differs: padded words and unseen frames are masked; the learned square matrices, which
@@ -74,12 +74,12 @@ def fine_similarity(
 
 
 def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor:
-    """Mean of values along dim, weighted by their own softmax; 0 where none may be used."""
+    """Mean of values along dim, weighted by the softmax of the values; 0 where none is in use."""
     logits = (values / temperature).masked_fill(~use, torch.finfo(values.dtype).min)
     weights = logits.softmax(dim).masked_fill(~use, 0)
     return (weights * values).sum(dim)
 
 
 def mean_similarity(similarities: Tensor) -> Tensor:
-    """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without those that are NaN."""
+    """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without NaN; 0 if all are."""
     return similarities.nanmean(1).nan_to_num(0)

@@ -1,4 +1,4 @@
-"""Unsymmetrical Cross-Modality Refinement: pose guides video (P2V), video enriches pose (V2P)."""
+"""Unsymmetrical Cross-Modality Refinement (Sec. 3.2): P2V, pose to video; V2P, video to pose."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 def patch_weights(joints: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """M of Eq. (1): how much body each patch holds, by the weights of the joints that fall on it.
+    """M of Eq. (1): the summed weights of the joints in each patch, normalised.
 
-    joints (…, J, 2) x right, y down, in [0, 1] of the picture; weights (…, J) >= 0; grid (rows,
+    joints (…, J, 2) x right, y down, in [0, 1] of the crop; weights (…, J) >= 0; grid (rows,
     columns) -> (…, rows·columns) row-major, sum 1, or all 0 where no joint with weight > 0 is
     inside. A joint exactly on the right or lower border belongs to the last patch.
 
@@ -30,23 +30,26 @@ def patch_weights(joints: Tensor, weights: Tensor, grid: tuple[int, int]) -> Ten
 
 
 def pose_guided_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:
-    """Attention that sees patches only as far as they hold body: Eq. (1).
+    """Attention to patches, weighted by the body mask M: Eq. (1).
 
     q (…, Q, d), k and v (…, N, d), weights (…, N) -> (…, Q, d); zeros where all weights are 0.
 
     Source: PeVL Eq. (1). Differs: M multiplies the exponential, not the exponent. As printed a
-    patch without body would weigh exp(0) = 1, and the indicator would never be needed.
+    patch without joints would weigh exp(0) = 1, and the indicator would never be needed.
     """
-    held = weights > 0
-    log_weights = torch.where(held, weights, 1.0).log().masked_fill(~held, float("-inf"))
-    nobody = ~held.any(-1)[..., None, None]
+    has_joint = weights > 0
+    log_weights = torch.where(has_joint, weights, 1.0).log().masked_fill(~has_joint, float("-inf"))
+    empty = ~has_joint.any(-1)[..., None, None]
     logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + log_weights[..., None, :]
-    alpha = logits.masked_fill(nobody, 0).softmax(-1).masked_fill(nobody, 0)
+    alpha = logits.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
     return alpha @ v
 
 
 class _Projections(nn.Module):
-    """Queries, keys, values and a zero-initialised way out: the refinement starts as identity."""
+    """Projections of a refinement: to queries, keys and values, and a zero-initialised output.
+
+    With the residual the refinement starts as the identity.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,14 +62,16 @@ class _Projections(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def split(self, layer: nn.Linear, tokens: Tensor) -> Tensor:
+        """Project and split into h heads: (…, n, d) -> (…, h, n, d / h)."""
         return rearrange(layer(tokens), "... n (h c) -> ... h n c", h=self.heads)
 
     def merge(self, tokens: Tensor) -> Tensor:
+        """Join the heads and project: (…, h, n, d / h) -> (…, n, d)."""
         return self.out(rearrange(tokens, "... h n c -> ... n (h c)"))
 
 
 class PoseGuidedVideo(_Projections):
-    """P2V: every token of a video frame looks at the patches that hold the body. Sec. 3.2.1."""
+    """P2V: each token of a video frame attends to the patches in which joints are. Sec. 3.2.1."""
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """tokens (N, T, 1 + P, d), patch weights (N, T, P) -> refined tokens, same shape."""
@@ -78,12 +83,12 @@ class PoseGuidedVideo(_Projections):
             repeat(weights, "n t p -> n t h p", h=self.heads),
         )
         # merge() of zeros would still add the bias to a frame without a person.
-        someone = (weights > 0).any(-1)[..., None, None]
-        return tokens + self.merge(refined) * someone
+        has_person = (weights > 0).any(-1)[..., None, None]
+        return tokens + self.merge(refined) * has_person
 
 
 class VideoEnrichedPose(_Projections):
-    """V2P: the tokens of an indexed pose frame look at the patches of its video frame. Eq. (2)."""
+    """V2P: the tokens of an indexed pose frame attend to its video frame's patches. Eq. (2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -92,8 +97,9 @@ class VideoEnrichedPose(_Projections):
     def forward(self, pose: Tensor, tokens: Tensor) -> Tensor:
         """pose (N, T, G, d), video tokens (N, T, 1 + P, d) -> refined pose, (N, T, G, d).
 
-        Differs: what the background token gathers is added to the frame's class token. Eq. (2)
-        normalises over patches, each query by itself, so it would otherwise change nothing.
+        Differs: the output of the background token is added to the frame's class token. Eq. (2)
+        normalises over the patches for each query alone, so the token would otherwise have no
+        effect.
         """
         n, t, _, _ = pose.shape
         background = repeat(self.background, "d -> n t 1 d", n=n, t=t).to(pose.dtype)
@@ -104,5 +110,5 @@ class VideoEnrichedPose(_Projections):
             self.split(self.value, patches),
         )
         added = self.merge(refined)
-        frame, joints, context = added[:, :, :1], added[:, :, 1:-1], added[:, :, -1:]
-        return pose + torch.cat([frame + context, joints], 2)
+        class_token, joints, context = added[:, :, :1], added[:, :, 1:-1], added[:, :, -1:]
+        return pose + torch.cat([class_token + context, joints], 2)

@@ -195,7 +195,7 @@ def test_a_trained_base_is_stored_whole_and_needs_no_clip(
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     monkeypatch.setattr(checkpoint, "load_clip", lambda *_: pytest.fail("CLIP was asked for"))
     after, facts = checkpoint.load(tmp_path)
-    assert facts.base == base_of(model) and not facts.base_is_apart
+    assert facts.base == base_of(model) and not facts.base_is_separate
     assert torch.allclose(answer(after), answer(model), atol=3e-3)
     assert all(p.requires_grad for k, p in after.named_parameters() if k.startswith(BASE))
 

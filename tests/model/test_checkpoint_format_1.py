@@ -128,7 +128,7 @@ def test_a_base_of_format_1_is_a_frozen_one(folder: Path) -> None:
         change(folder, {**FORMAT_1, "base": base, "model": model | {"frozen_base": frozen}})
         facts = checkpoint.read_facts(folder)
         assert (facts.model.base, facts.model.train_base) == ("clip", False)
-        assert facts.base_is_apart
+        assert facts.base_is_separate
 
 
 @pytest.mark.parametrize(

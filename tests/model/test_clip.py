@@ -17,7 +17,13 @@ from torchvision.transforms import Normalize
 
 from pevl_cli.errors import PevlError
 from pevl_cli.model.adapters import Adapter, Block
-from pevl_cli.model.clip import OPEN_CLIP_NAMES, _our_names, load_clip, state_digest, tokenise
+from pevl_cli.model.clip import (
+    OPEN_CLIP_NAMES,
+    from_open_clip_names,
+    load_clip,
+    state_digest,
+    tokenise,
+)
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
@@ -107,7 +113,7 @@ def image_features(clip: Any, frames: Tensor, config: ModelConfig) -> Tensor:
 def test_video_branch_starts_as_clip(quick_gelu: bool) -> None:
     clip = tiny_clip(quick_gelu)
     config = clip_config(quick_gelu=quick_gelu)
-    model = with_weights(config, _our_names(clip.state_dict()))
+    model = with_weights(config, from_open_clip_names(clip.state_dict()))
     frames = torch.rand(2, 4, 3, 48, 48)
     with torch.no_grad():
         ours, theirs = class_tokens(model, frames), image_features(clip, frames, config)
@@ -121,7 +127,7 @@ def test_video_branch_starts_as_clip(quick_gelu: bool) -> None:
 def test_the_clips_feature_starts_as_the_mean_of_clips() -> None:
     """Also with joints: P2V is the identity at the start."""
     clip, config = tiny_clip(True), clip_config()
-    model = with_weights(config, _our_names(clip.state_dict()))
+    model = with_weights(config, from_open_clip_names(clip.state_dict()))
     frames = torch.rand(2, 4, 3, 48, 48)
     with torch.no_grad():
         expected = F.normalize(image_features(clip, frames, config).mean(1), dim=-1)
@@ -133,7 +139,7 @@ def test_the_clips_feature_starts_as_the_mean_of_clips() -> None:
 def test_bytes_are_scaled_and_normalised() -> None:
     clip = tiny_clip(True)
     config = clip_config(image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.3, 0.4))
-    model = with_weights(config, _our_names(clip.state_dict()))
+    model = with_weights(config, from_open_clip_names(clip.state_dict()))
     frames = torch.randint(0, 256, (1, 4, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         ours = class_tokens(model, frames)
@@ -144,7 +150,9 @@ def test_bytes_are_scaled_and_normalised() -> None:
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_text_branch_starts_as_clip(quick_gelu: bool) -> None:
     clip = tiny_clip(quick_gelu)
-    model = with_weights(clip_config(quick_gelu=quick_gelu), _our_names(clip.state_dict()))
+    model = with_weights(
+        clip_config(quick_gelu=quick_gelu), from_open_clip_names(clip.state_dict())
+    )
     assert model.text is not None
     padded = open_clip.get_tokenizer("ViT-B-16")(TEXTS)
     adapters: Any = list(model.text_adapters)
@@ -172,7 +180,7 @@ def test_text_branch_starts_as_clip(quick_gelu: bool) -> None:
 
 
 def test_text_adapters_act() -> None:
-    model = with_weights(clip_config(), _our_names(tiny_clip(True).state_dict()))
+    model = with_weights(clip_config(), from_open_clip_names(tiny_clip(True).state_dict()))
     with torch.no_grad():
         before = model.encode_text(TEXTS)
         stir(model.text_adapters)
@@ -181,9 +189,9 @@ def test_text_adapters_act() -> None:
     assert not torch.allclose(after.words, before.words, atol=1e-3)
 
 
-def test_our_names_leave_nothing_out() -> None:
+def testfrom_open_clip_names_leave_nothing_out() -> None:
     state = tiny_clip(True).state_dict()
-    ours = _our_names(state)
+    ours = from_open_clip_names(state)
     dropped = {"logit_scale", "attn_mask"}
     assert len(ours) == len(state.keys() - dropped)
     assert all(key.startswith(("visual.", "text.")) for key in ours)
@@ -313,7 +321,7 @@ def test_load_clip_from_a_file(tmp_path: Path, suffix: str, quick_gelu: bool) ->
         save_file(clip.state_dict(), file)
     state, config, digest = load_clip(str(file), clip_config(quick_gelu=quick_gelu))
     assert config.quick_gelu is quick_gelu
-    assert digest == state_digest(_our_names(clip.state_dict()))
+    assert digest == state_digest(from_open_clip_names(clip.state_dict()))
     model = with_weights(config, state)
     frames, ids = torch.rand(1, 4, 3, 48, 48), open_clip.get_tokenizer("ViT-B-16")(TEXTS)
     assert model.text is not None

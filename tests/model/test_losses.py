@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss, strength
+from pevl_cli.model.losses import label_contrast_loss, nt_xent, pair_weights, semantic_guided_loss
 
 torch.set_num_threads(1)
 
@@ -80,7 +80,7 @@ def test_nt_xent_of_zero_vectors_has_finite_gradients() -> None:
 # --- Eq. (5) and (6) ------------------------------------------------------------------------------
 
 
-def slow_strength(text_similarity: list[float], own: set[int]) -> list[float]:
+def slow_pair_weights(text_similarity: list[float], own: set[int]) -> list[float]:
     """n·s_ij of one row: 1 for the positives, and negatives by how much else their texts say."""
     others = [j for j in range(len(text_similarity)) if j not in own]
     total = sum(1 - text_similarity[j] for j in others)
@@ -120,7 +120,7 @@ def slow_semantic_guided_loss(
     for matrix in (similarity.tolist(), similarity.T.tolist()):
         for i in range(count):
             own = {j for j in range(count) if labels[j] == labels[i]}
-            weights = slow_strength(text_similarity[i].tolist(), own)
+            weights = slow_pair_weights(text_similarity[i].tolist(), own)
             terms = [w * math.exp(x / temperature) for w, x in zip(weights, matrix[i], strict=True)]
             target = 1 / len(own)
             total += sum(target * math.log(target / (terms[j] / sum(terms))) for j in own)
@@ -163,7 +163,7 @@ def test_texts_equally_far_are_the_vanilla_contrast() -> None:
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 1]])
 def test_all_texts_equal_are_the_vanilla_contrast(labels: list[int]) -> None:
-    """The strengths would be 0/0."""
+    """The pair_weightss would be 0/0."""
     similarity = rand(3, 3).requires_grad_()
     number = torch.tensor(labels)
     same = semantic_guided_loss(similarity, torch.ones(3, 3).double(), number, 0.1)
@@ -244,16 +244,16 @@ def test_semantic_loss_gradient() -> None:
     )
 
 
-# --- strength coefficients ------------------------------------------------------------------------
+# --- pair weights ------------------------------------------------------------------------
 
 
-def test_strength_against_loops() -> None:
+def test_pair_weights_against_loops() -> None:
     labels = torch.tensor([0, 1, 0, 2, 3])
     positive = labels[:, None] == labels
     texts = cosines(rand(4, 3))[labels][:, labels]
-    got = strength(texts, positive)
+    got = pair_weights(texts, positive)
     expected = [
-        slow_strength(row, {j for j in range(5) if labels[j] == labels[i]})
+        slow_pair_weights(row, {j for j in range(5) if labels[j] == labels[i]})
         for i, row in enumerate(texts.tolist())
     ]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
@@ -262,17 +262,17 @@ def test_strength_against_loops() -> None:
     assert (got[positive] == 1).all()
 
 
-def test_strength_where_there_is_nothing_to_weigh_by() -> None:
-    all_same = strength(torch.ones(3, 3), torch.eye(3, dtype=torch.bool))
-    no_negatives = strength(torch.rand(3, 3), torch.ones(3, 3, dtype=torch.bool))
+def test_pair_weights_where_there_is_nothing_to_weigh_by() -> None:
+    all_same = pair_weights(torch.ones(3, 3), torch.eye(3, dtype=torch.bool))
+    no_negatives = pair_weights(torch.rand(3, 3), torch.ones(3, 3, dtype=torch.bool))
     assert torch.equal(all_same, torch.ones(3, 3))
     assert torch.equal(no_negatives, torch.ones(3, 3))
 
 
-def test_strength_of_cosines_a_little_over_one() -> None:
+def test_pair_weights_of_cosines_a_little_over_one() -> None:
     """Rounding gives 1.0000001 for equal texts; no weight may become negative."""
     texts = torch.tensor([[1, 1.0000002, 0.5], [1.0000002, 1, 0.5], [0.5, 0.5, 1]])
-    got = strength(texts, torch.eye(3, dtype=torch.bool))
+    got = pair_weights(texts, torch.eye(3, dtype=torch.bool))
     assert (got >= 0).all()
     assert got[0].tolist() == [1, 0, 2]
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The body token of `mini`: image features at the joints, for a frame's class token."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.skeletons import LAYOUTS
 
-# A hand holds things so much beyond the wrist, in forearms.
+# From the wrist to the place of a held ball or racket, as a share of the forearm.
 REACH = 0.4
 
 
 class BodyToken(nn.Module):
-    """What the pictures show where the body is: maps (N·T, C, h, w) and joints (N, T, J, 3) ->
-    (N, T, d).
+    """Image features at the joints, mixed over the body and time: one vector a frame.
 
-    Every joint, and the place beyond each wrist where a ball or a racket is, looks up the stem's
-    maps; convolutions over time mix the whole body. Which few of a picture's patches tell what is
-    done need not be learnt then, for which a few hundred clips are too few. Joints that are not
-    seen show nothing.
+    The stem's feature maps are sampled at every joint and at a point beyond each wrist, where a
+    ball or a racket is; convolutions over time mix the samples of the whole body. So the model need
+    not learn which few patches of a frame matter, for which a few hundred clips are too few. Joints
+    that are not visible add 0.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -49,18 +48,22 @@ class BodyToken(nn.Module):
         self.mix = nn.Sequential(*layers[:-2])
 
     def forward(self, maps: Sequence[Tensor], joints: Tensor) -> Tensor:
+        """maps [(N·T, C, h, w)], joints (N, T, J, 3), x and y in [0, 1], 1 = visible -> (N, T, d).
+
+        The channels C of all maps sum to ``channels``.
+        """
         n = joints.shape[0]
         visible = joints[..., 2:].float()
-        # What an unseen joint's coordinates happen to hold (even NaN) must not matter.
+        # The coordinates of an unseen joint, NaN included, must have no effect.
         point = torch.where(visible > 0, joints[..., :2].float(), 0)
         elbows, wrists = (list(part) for part in zip(*self.hands, strict=True))
         hands = point[:, :, wrists] + REACH * (point[:, :, wrists] - point[:, :, elbows])
         point = torch.cat([point, hands], 2)
         visible = torch.cat([visible, visible[:, :, wrists] * visible[:, :, elbows]], 2)
         grid = rearrange(2 * point - 1, "n t j xy -> (n t) j 1 xy")
-        seen = [nn.functional.grid_sample(m.float(), grid, align_corners=False) for m in maps]
-        there = rearrange(torch.cat(seen, 1), "(n t) c j 1 -> n t j c", n=n)
-        there = self.norm(self.look(self.drop(there.to(self.look.weight.dtype))))
-        parts = nn.functional.gelu(there) * visible.to(there.dtype)
-        out: Tensor = self.mix(rearrange(parts, "n t j c -> n (j c) t"))
+        samples = [nn.functional.grid_sample(m.float(), grid, align_corners=False) for m in maps]
+        at_joints = rearrange(torch.cat(samples, 1), "(n t) c j 1 -> n t j c", n=n)
+        at_joints = self.norm(self.look(self.drop(at_joints.to(self.look.weight.dtype))))
+        at_joints = nn.functional.gelu(at_joints) * visible.to(at_joints.dtype)
+        out: Tensor = self.mix(rearrange(at_joints, "n t j c -> n (j c) t"))
         return out.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The stem of `mini`: patch tokens by the layers of the package's pose network."""
+"""The stem of `mini`: patch tokens from the layers of the package's pose network."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.detector import pose_network_layers
 
-# Which layers of the pose network make patch tokens: index, channels.
-STEM_MEANS = {4: 128, 6: 128, 10: 256}
-STEM_PEAKS = {2: 64, 4: 128}
-STEM_CHANNELS = sum(STEM_MEANS.values()) + sum(STEM_PEAKS.values())
+# Layers of the pose network that are pooled into patches by mean or maximum: index, channels.
+MEAN_LAYERS = {4: 128, 6: 128, 10: 256}
+MAX_LAYERS = {2: 64, 4: 128}
+STEM_CHANNELS = sum(MEAN_LAYERS.values()) + sum(MAX_LAYERS.values())
 
 
 class PoseStem(nn.Module):
-    """Patch tokens by a network that knows bodies: (N, 3, T, H, W) -> (N, d, T, H/32, W/32).
+    """Patch tokens from a frozen pose network: (N, 3, T, H, W) -> (N, d, T, H/32, W/32).
 
-    The layers before a YOLO11n-pose network's head, which training fills with the package's own
-    weights and leaves as they are: where a few hundred clips tell what is done, they cannot also
-    tell what a body is. Several layers, brought onto the last one's grid by their mean and, of
-    those where a ball is still to be seen, their maximum, are mixed by convolutions over space
-    and time.
+    The layers before the head of a YOLO11n-pose network. A new model gets the package's own
+    weights for them, and training keeps them frozen: a few hundred clips are too few to learn what
+    a body looks like. Several layers are pooled onto the grid of the last one, by their mean and,
+    for the early ones in which small things such as a ball are visible, by their maximum.
+    Convolutions over space and time mix them.
     """
 
     mean: Tensor
@@ -31,7 +31,7 @@ class PoseStem(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, dropout = config.width, config.dropout
-        # What the tower's pictures were normalised by: this network takes them in [0, 1].
+        # The tower's frames are normalised with these; the pose network takes them in [0, 1].
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], False)
         self.layers = pose_network_layers().requires_grad_(False)
@@ -50,25 +50,28 @@ class PoseStem(nn.Module):
         )
 
     def train(self, mode: bool = True) -> PoseStem:
+        """Training mode for all but the frozen layers."""
         super().train(mode)
-        self.layers.eval()  # their statistics are those of the pose network's own training
+        self.layers.eval()  # their batch statistics are those of the pose network's own training
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Also the maps (N·T, C, h, w) they are made of, twice as fine where the layers are."""
+        """x (N, 3, T, H, W), normalised -> patches (N, d, T, H/32, W/32) and the pooled feature
+        maps [(N·T, C, h, w)], with h = H/16 where the layer is as fine as that.
+        """
         n, side = x.shape[0], x.shape[-1] // 32
         frames = rearrange(x, "n c t h w -> (n t) c h w") * self.std + self.mean
         frames = frames.contiguous(memory_format=torch.channels_last)
-        maps, seen = [], []
+        maps, patches = [], []
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 frames = layer(frames)
                 size = min(2 * side, frames.shape[-1])
-                if i in STEM_MEANS:
+                if i in MEAN_LAYERS:
                     maps.append(nn.functional.adaptive_avg_pool2d(frames, size))
-                    seen.append(nn.functional.adaptive_avg_pool2d(maps[-1], side))
-                if i in STEM_PEAKS:
+                    patches.append(nn.functional.adaptive_avg_pool2d(maps[-1], side))
+                if i in MAX_LAYERS:
                     maps.append(nn.functional.adaptive_max_pool2d(frames, size))
-                    seen.append(nn.functional.adaptive_max_pool2d(maps[-1], side))
-        out: Tensor = self.mix(rearrange(torch.cat(seen, 1), "(n t) d r c -> n d t r c", n=n))
+                    patches.append(nn.functional.adaptive_max_pool2d(maps[-1], side))
+        out: Tensor = self.mix(rearrange(torch.cat(patches, 1), "(n t) d r c -> n d t r c", n=n))
         return out, maps
