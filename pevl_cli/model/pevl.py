@@ -122,7 +122,7 @@ class PeVL(nn.Module):
         return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class token and patches (N, T, 1 + P, d)."""
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class and patch tokens (N, T, 1 + P, d)."""
         tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens

@@ -73,7 +73,7 @@ def _from_clip(config: ModelConfig, clip: str | None) -> tuple[PeVL, checkpoint.
         )
     weights, config, digest = load_clip(source, config)
     model = PeVL(config)
-    towers = {n for n in model.state_dict() if n.startswith(checkpoint.BASE_PARTS)}
+    towers = {n for n in model.state_dict() if n.startswith(checkpoint.BASE_PREFIXES)}
     _load(model, {name: weights[name] for name in towers & weights.keys()}, towers, source)
     return model, checkpoint.Base(source=source, digest=digest)
 

@@ -94,7 +94,7 @@ def test_no_person_is_a_warning(
         for i, frame in frames:
             yield i, frame, np.zeros((0, 5)), np.zeros((0, 17, 3))
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     film = make_video(frames=5)
     command = ["classify", film, "--checkpoint", tiny_checkpoint, "--pose-weights", weights]
     (record,) = pevl(*command, "--format", "json").records

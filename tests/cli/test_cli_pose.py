@@ -64,7 +64,7 @@ def test_pose_is_null_without_a_person(
             box = np.array([[10, 14, 70, 114, 0.9]])[: int(seen)]
             yield i, frame, box, np.full((1, 17, 3), 0.8)[: int(seen)]
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     # 10 frames a second: the gap of two is bridged, and no person is detected after frame 9.
     film = make_video(frames=12, fps=10)
     (record,) = pevl("pose", film, "--pose-weights", weights, "--frames", "all").records
