@@ -1,4 +1,4 @@
-"""Files that can be made again: where they lie, how they are named and written."""
+"""The cache folder, hashes of files, and writing of whole files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Hash of a file's content; a file that has not changed is read once a process."""
+    """Hash of a file's content, 32 hex digits; an unchanged file is read once per process.
+
+    OSError when it cannot be read.
+    """
     path = Path(path)
     stat = path.stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)
@@ -38,13 +41,13 @@ def file_digest(path: str | Path) -> str:
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` that takes its place when the block ends well.
+    """A temporary path beside ``target``, renamed to ``target`` when the block ends without error.
 
-    Nobody ever sees a half-written file. PevlError when the folder cannot be written.
+    So no process ever reads a half-written file. PevlError when the folder cannot be written.
     """
-    # Of this thread's own: two may make the same entry at once.
-    own = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = target.with_name(f".{target.name}.{own}.tmp")
+    # Unique for this thread: two may write the same file at once.
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = target.with_name(f".{target.name}.{writer}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -52,5 +55,5 @@ def write_aside(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise PevlError(f"{target}: cannot be written ({error.strerror or error}).") from error
     finally:
-        with suppress(OSError):  # a folder that could not be made holds nothing to remove
+        with suppress(OSError):  # the folder may not exist
             temporary.unlink(missing_ok=True)

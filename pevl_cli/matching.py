@@ -1,4 +1,4 @@
-"""How a model matches many clips with a label set, and what clips of a label look like to it."""
+"""Clips matched with a label set, and prototypes: the mean video feature of each label's clips."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from pevl_cli.model.sgmc import Similarities
 
 
 def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
-    """All phrasings of all labels, as the model matches clips with them."""
+    """All phrasings of all C labels, encoded on the model's device.
+
+    ``Texts.label`` says which label each of them belongs to, where there are more phrasings than
+    labels.
+    """
     groups = labels.phrasings
     texts = model.encode_text([prompt for group in groups for prompt in group])
     if not labels.others or model.text is None:
         return texts
-    owner = [i for i, group in enumerate(groups) for _ in group]
-    return replace(texts, label=torch.tensor(owner, device=texts.sentences.device))
+    label_of = [i for i, group in enumerate(groups) for _ in group]
+    return replace(texts, label=torch.tensor(label_of, device=texts.sentences.device))
 
 
 def flips_at_test(model: PeVL, labels: LabelSet) -> bool:
-    """Whether clips are judged mirrored, too: not where a label says left or right."""
+    """Whether mirrored clips are matched, too: never where a label says left or right."""
     return model.config.flip_at_test and not labels.names_a_side
 
 
@@ -39,30 +43,33 @@ def match_samples(
     texts: Texts,
     views: int = 1,
     batch: int = 16,
-    looked: bool = False,
+    with_detector: bool = False,
     flip_at_test: bool = False,
 ) -> Similarities:
-    """How each sample matches each label, averaged over its views, on the CPU.
+    """N samples matched with C labels, on the CPU: values (N, B, C), video features (N, e) or None.
 
-    ``looked`` says that somebody was looked for. Where nobody was found, then, all labels are alike
-    to those similarities that rest on a body, which makes the scores low. ``flip_at_test``: each
-    view is looked at as it is and mirrored.
+    Both are means over ``views`` cut-outs (1 to 3), and with ``flip_at_test`` over each of them and
+    its mirror image. ``batch`` samples go through the model at a time.
+
+    ``with_detector``: joints were looked for. A clip in which nobody was found then has the value
+    0 for all labels, in place of NaN, in the similarities that need a pose, which lowers its
+    scores.
     """
     device = model.logit_scale.device
     rows = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        looks = list(product(range(views), (False, True) if flip_at_test else (False,)))
-        per_view = [
-            model.match(collate([view(s, model.config, *look) for s in part]).to(device), texts)
-            for look in looks
+        variants = list(product(range(views), (False, True) if flip_at_test else (False,)))
+        per_variant = [
+            model.match(collate([view(s, model.config, *v) for s in part]).to(device), texts)
+            for v in variants
         ]
-        found = torch.stack([one.values for one in per_view]).mean(0).float().cpu()
-        if looked:
+        values = torch.stack([one.values for one in per_variant]).mean(0).float().cpu()
+        if with_detector:
             nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
-            found = torch.where(nobody & found.isnan(), 0.0, found)
-        videos = [one.video_features for one in per_view if one.video_features is not None]
-        rows.append(Similarities(found, torch.stack(videos).mean(0).cpu() if videos else None))
+            values = torch.where(nobody & values.isnan(), 0.0, values)
+        videos = [one.video_features for one in per_variant if one.video_features is not None]
+        rows.append(Similarities(values, torch.stack(videos).mean(0).cpu() if videos else None))
     return Similarities.concatenate(rows)
 
 
@@ -74,13 +81,14 @@ def sum_video_features(
     batch: int = 16,
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
-    """The sum of V over each class's samples, (C, e), on the CPU; for a model that sees videos.
+    """The sum of the video features V over each class's samples, (C, e), on the CPU.
 
-    ``context``: in which the model, and not what reads the samples, is to compute.
+    ``samples``: class numbers and samples. For a model with a video encoder; a sample without video
+    adds nothing. ``context`` surrounds the model's computation, such as autocast.
     """
     total = torch.zeros(classes, model.config.embed_dim)
-    todo = iter(samples)
-    while part := list(islice(todo, batch)):
+    remaining = iter(samples)
+    while part := list(islice(remaining, batch)):
         together = collate([view(sample, model.config) for _, sample in part])
         with context():
             features = model.encode(together.to(model.logit_scale.device))
@@ -93,5 +101,8 @@ def sum_video_features(
 
 
 def normalise_prototypes(summed: Tensor) -> Tensor:
-    """What each class looks like, (C, e), unit length; NaN of one without a video."""
+    """Sums of `sum_video_features` (C, e) -> prototypes (C, e) of unit length.
+
+    NaN for a class without any video.
+    """
     return summed / summed.norm(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
-"""How right answers are, how sure that is, and how much scores mean: figures from similarities.
+"""Accuracy, its confidence intervals, paired tests and calibration error, from similarities.
 
 Shapes: N clips, B similarities, C classes. Similarities (N, B, C) are the values of
-`sgmc.Similarities`; S (N, C) is their mean.
+`sgmc.Similarities`; S (N, C) is their mean. All figures are in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,30 +19,26 @@ from torch import Tensor
 
 from pevl_cli.model.sgmc import mean_similarity
 
-TOP = 5  # answers that are looked at
-LEVEL = 0.95  # of intervals
-RESAMPLES = 2000
+TOP = 5  # of the top-5 accuracy, and of the answers that are listed
+LEVEL = 0.95  # confidence level of intervals
+RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of scores, for the calibration error
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All in [0, 1]."""
+    """Shares of clips whose answer is right, in [0, 1]."""
 
     top1: float
     top5: float  # the right label is among the first five
-    mean_class: float
-    count: int
-    per_class: dict[str, float]
-    confused: list[tuple[str, str, int]]  # true label, given label, clips; the most frequent first
+    mean_class: float  # mean of the top-1 of each class that occurs
+    count: int  # clips
+    per_class: dict[str, float]  # top-1 by label
+    confused: list[tuple[str, str, int]]  # true label, given label, clips; most frequent first
 
 
-def accuracy(
-    similarities: Tensor,
-    labels: Sequence[int],
-    names: Sequence[str],
-) -> Accuracy:
-    """Share of clips whose best text is the right one; and its mean over classes that occur."""
+def accuracy(similarities: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
+    """Accuracy of similarities (N, B, C) for the N right labels, numbers into the C ``names``."""
     similarity = mean_similarity(similarities)
     true, given = np.asarray(labels), similarity.argmax(1).numpy()
     right = given == true
@@ -61,42 +57,48 @@ def accuracy(
 
 
 def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
-    """The place of the right label among all, from 1, (N,). The answer is the first of the best;
-    whatever else is as near as the right label does not stand above it.
+    """The rank of the right label among all by S (N, C): (N,) int from 1.
+
+    Of equal labels the first is the answer, with rank 1; the others have rank 2 or more.
     """
     true = torch.as_tensor(list(labels))
-    own = similarity.gather(1, true[:, None])
-    above = (similarity > own).sum(1)
+    of_true = similarity.gather(1, true[:, None])
+    above = (similarity > of_true).sum(1)
     right = similarity.argmax(1) == true
-    place: np.ndarray = torch.where(right, 1, (1 + above).clamp_min(2)).numpy()
-    return place
+    rank: np.ndarray = torch.where(right, 1, (1 + above).clamp_min(2)).numpy()
+    return rank
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the first answers: how often they are right where the model is so sure."""
+    """How often first answers are right, by their score, in bins of equal width."""
 
     score: list[float]  # mean score of each bin that has clips
     right: list[float]  # share of right answers in it
-    error: float  # expected calibration error: their mean distance, weighted by clips
+    error: float  # expected calibration error: |score - right|, weighted by clips
 
 
-def reliability(found: Tensor, labels: Sequence[int]) -> Reliability:
-    """``found``: scores (N, C)."""
-    best = np.clip(found.amax(1).numpy(), 0, 1)
-    right = found.argmax(1).numpy() == np.asarray(labels)
+def reliability(scores: Tensor, labels: Sequence[int]) -> Reliability:
+    """Reliability of scores (N, C) in [0, 1] for the N right labels.
+
+    Source: Guo et al., On calibration of modern neural networks, 2017, Sec. 2.
+    """
+    best = np.clip(scores.amax(1).numpy(), 0, 1)
+    right = scores.argmax(1).numpy() == np.asarray(labels)
     share, mean = calibration_curve(right, best, n_bins=BINS)
-    # As that counts them, where a score lies on the edge of two bins.
+    # `calibration_curve` searches from the left, which decides for a score on an edge.
     clips = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], best))
     error = float(np.average(np.abs(share - mean), weights=clips[clips > 0]))
     return Reliability(mean.tolist(), share.tolist(), error)
 
 
-# -- how sure figures are ---------------------------------------------------------------------
+# -- confidence intervals and tests --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Interval:
+    """A 95 % confidence interval."""
+
     low: float
     high: float
 
@@ -104,70 +106,75 @@ class Interval:
 def intervals(
     right: np.ndarray, labels: Sequence[int], groups: Sequence[str]
 ) -> dict[str, Interval]:
-    """95 % intervals of top-1 and mean class, by bootstrap over clips, or groups of them.
+    """Intervals of "top1" and "mean_class", by bootstrap.
 
-    right (N,) bool. Clips of one person or one source video are alike, so where ``groups`` names
-    any, whole groups are drawn.
+    right (N,) bool, N labels, N groups. Clips of one person or one source video are alike, so whole
+    groups are drawn; a clip whose group is empty is a group by itself.
     """
-    who = _whose(groups)
+    unit = _group_numbers(groups)
     classes, column = np.unique(labels, return_inverse=True)
-    hits, clips = (np.zeros((who.max() + 1, len(classes))) for _ in range(2))
-    np.add.at(hits, (who, column), right)
-    np.add.at(clips, (who, column), 1)
+    hits, clips = (np.zeros((unit.max() + 1, len(classes))) for _ in range(2))
+    np.add.at(hits, (unit, column), right)
+    np.add.at(clips, (unit, column), 1)
 
-    def top1(drawn_hits: np.ndarray, drawn_clips: np.ndarray) -> np.ndarray:
-        return drawn_hits.sum(-1) / drawn_clips.sum(-1)
+    def top1(times: np.ndarray) -> np.ndarray:
+        return (times @ hits).sum(-1) / (times @ clips).sum(-1)
 
-    def mean_class(drawn_hits: np.ndarray, drawn_clips: np.ndarray) -> np.ndarray:
-        share = drawn_hits / np.where(drawn_clips > 0, drawn_clips, np.nan)
+    def mean_class(times: np.ndarray) -> np.ndarray:
+        drawn_clips = times @ clips
+        share = (times @ hits) / np.where(drawn_clips > 0, drawn_clips, np.nan)
         return np.nanmean(share, -1)
 
     widest = Interval(0.0, 1.0)
     return {
-        "top1": _bootstrap(lambda w: top1(w @ hits, w @ clips), len(hits), widest),
-        "mean_class": _bootstrap(lambda w: mean_class(w @ hits, w @ clips), len(hits), widest),
+        "top1": _bootstrap(top1, len(hits), widest),
+        "mean_class": _bootstrap(mean_class, len(hits), widest),
     }
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same clips."""
+    """The top-1 accuracies of two models on the same clips, compared."""
 
-    difference: float  # top-1 of the second less that of the first
-    interval: Interval  # of it, by bootstrap as in `intervals`
-    only_first: int  # clips that only the first names rightly
-    only_second: int
-    p_value: float  # McNemar's exact test: that such clips are as many on either side
+    difference: float  # of the second less that of the first, in [-1, 1]
+    interval: Interval  # of the difference, by bootstrap as in `intervals`
+    only_first: int  # clips that only the first names correctly
+    only_second: int  # clips that only the second names correctly
+    p_value: float  # McNemar's exact test of only_first against only_second
 
 
 def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Paired:
-    """Compare right answers (N,) bool of two models, clip by clip."""
-    who = _whose(groups)
-    gain = np.bincount(who, second.astype(float) - first)
-    clips = np.bincount(who).astype(float)
+    """Compare the right answers of two models, both (N,) bool, clip by clip; N groups as in
+    `intervals`."""
+    unit = _group_numbers(groups)
+    gain = np.bincount(unit, second.astype(float) - first)
+    clips = np.bincount(unit).astype(float)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    apart = only_first + only_second
+    differing = only_first + only_second
     return Paired(
         difference=float(second.mean() - first.mean()),
-        interval=_bootstrap(lambda w: (w @ gain) / (w @ clips), len(clips), Interval(-1.0, 1.0)),
+        interval=_bootstrap(
+            lambda times: (times @ gain) / (times @ clips), len(clips), Interval(-1.0, 1.0)
+        ),
         only_first=only_first,
         only_second=only_second,
-        p_value=float(binomtest(only_second, apart).pvalue) if apart else 1.0,
+        p_value=float(binomtest(only_second, differing).pvalue) if differing else 1.0,
     )
 
 
-def _whose(groups: Sequence[str]) -> np.ndarray:
-    """The group of each clip as a number; a clip without one is a group by itself."""
-    named = [group or f"\0{i}" for i, group in enumerate(groups)]
-    return np.unique(named, return_inverse=True)[1]
+def _group_numbers(groups: Sequence[str]) -> np.ndarray:
+    """The group of each clip as a number from 0, (N,)."""
+    names = [group or f"\0{i}" for i, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _bootstrap(
     figure: Callable[[np.ndarray], np.ndarray], count: int, widest: Interval
 ) -> Interval:
-    """``figure``: how often each of ``count`` units was drawn, (R, count) -> (R,).
+    """The percentile interval of a figure over ``count`` units.
 
-    Of a single unit nothing is known.
+    ``figure``: how often each unit was drawn, (R, count) float -> (R,). A single unit gives the
+    ``widest`` interval.
     """
     if count < 2:
         return widest
@@ -176,10 +183,10 @@ def _bootstrap(
         rows = drawn.reshape(-1, count).astype(int)
         offset = np.arange(len(rows))[:, None] * count
         times = np.bincount((rows + offset).ravel(), minlength=len(rows) * count)
-        out: np.ndarray = figure(times.reshape(len(rows), count).astype(float))
-        return out.reshape(drawn.shape[:-1])
+        values: np.ndarray = figure(times.reshape(len(rows), count).astype(float))
+        return values.reshape(drawn.shape[:-1])
 
-    found = bootstrap(
+    interval = bootstrap(
         (np.arange(count),),
         statistic,
         n_resamples=RESAMPLES,
@@ -189,9 +196,9 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    low, high = float(found.low), float(found.high)
+    low, high = float(interval.low), float(interval.high)
     if low == high and widest.low == 0 and low in {0.0, 1.0}:
-        # All right, or all wrong, whatever is drawn: as sure as so many coins make it.
+        # All clips right, or all wrong, in every draw: the binomial interval of so many units.
         exact = binomtest(round(low * count), count).proportion_ci(LEVEL)
         return Interval(float(exact.low), float(exact.high))
     return Interval(low, high)

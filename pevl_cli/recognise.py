@@ -1,4 +1,4 @@
-"""The way from a video to names: what `pevl classify` does, as a library.
+"""From a video to action names: what `pevl classify` does, as a library.
 
 from pevl_cli import recognise
 answer = recognise.load("pevl-mini").classify("clip.mp4", "my_labels.txt")
@@ -39,36 +39,37 @@ DEFAULT_CHECKPOINT = "pevl-mini"
 
 @dataclass(frozen=True)
 class Prediction:
+    """One label with how likely it is."""
+
     label: str
-    score: float  # in [0, 1], as fitted at the end of training: `model.sgmc.scores`
+    score: float  # in [0, 1], see `Calibration`
     similarity: float  # S of Eq. (4), in [-1, 1]
 
 
 @dataclass(frozen=True)
 class Person:
-    """The actor: in how many of the sampled frames he or she was found, and where, in pixels.
+    """The person whose joints were used. 0 frames and no box without one, or without a detector."""
 
-    0 frames and no box where nobody was found, or nobody was looked for.
-    """
-
-    frames_seen: int
-    frames: int
-    box: list[float] | None
+    frames_seen: int  # of the sampled frames
+    frames: int  # that were sampled
+    box: list[float] | None  # x1, y1, x2, y2 in pixels of the upright video, over all frames
 
 
 @dataclass(frozen=True)
 class Answer:
+    """The labels of one video, or of its part from start_s to end_s."""
+
     video: str
     start_s: float
     end_s: float
     predictions: list[Prediction]  # best first
     person: Person
     warnings: list[str]
-    threshold: float | None = None  # the score from which on the first prediction is believed
+    threshold: float | None = None  # a first score below it means: none of these labels
 
     @property
     def none_of_these(self) -> bool:
-        """Whether the clip shows none of the labels, as far as the model can tell."""
+        """Whether the first score is below the threshold; False without one."""
         return self.threshold is not None and self.predictions[0].score < self.threshold
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +78,11 @@ class Answer:
 
 
 class Recogniser:
-    """A loaded model with its pose detector, ready for many videos."""
+    """A loaded model with its pose detector, ready for many videos.
+
+    ``labels`` are those the model was trained on, None for plain CLIP. ``key`` names the weights in
+    the cache of encoded texts. Without a ``calibration`` scores have the temperature of training.
+    """
 
     def __init__(
         self,
@@ -95,7 +100,6 @@ class Recogniser:
         self.labels, self.detector = labels, detector
         as_trained = Calibration(temperature=float(self.model.temperature.detach()))
         self.calibration = calibration or as_trained
-        self.loaded_by: dict[str, Any] = {}  # what `load` was given, for another process
         self._key = key
         self._texts: tuple[LabelSet, Texts] | None = None
         self._prototypes: tuple[LabelSet, Tensor] | None = None
@@ -111,101 +115,119 @@ class Recogniser:
     ) -> Answer:
         """Name the action in a video, or in its part from start_s to end_s.
 
-        ``labels``: a label set, a file or bundled name, a list of names, or None for the
-        checkpoint's own. ``views=3`` averages three cut-outs. PevlError says why when it cannot.
+        ``labels``: a label set, a label file or bundled set, a list of names, or None for the
+        checkpoint's own. ``top_k`` = 0 gives all of them. ``views`` = 3 averages three cut-outs.
+
+        PevlError when the labels or the video cannot be used; UsageError for plain CLIP without
+        labels, and for a model of poses without a detector.
         """
         label_set = self._label_set(labels)
-        self.encode(label_set)  # what is wrong with labels is told before a video is decoded
+        self.encode(label_set)  # labels may be refused, which must not wait for decoding
         sample = self.read(video, start_s, end_s)
-        found = self.match([sample], label_set, views)
-        similarity, sure = mean_similarity(found.values)[0], self.scores(found, label_set)[0]
+        similarities = self.match([sample], label_set, views)
+        similarity = mean_similarity(similarities.values)[0]
+        scores = self.scores(similarities, label_set)[0]
         order = similarity.argsort(descending=True)[: top_k or None].tolist()
         return Answer(
             video=str(video),
             start_s=sample.start_s,
             end_s=sample.end_s,
             predictions=[
-                Prediction(label_set.names[i], float(sure[i]), float(similarity[i])) for i in order
+                Prediction(label_set.names[i], float(scores[i]), float(similarity[i]))
+                for i in order
             ],
             person=Person(sample.seen, self.model.config.pose_frames, sample.box),
-            warnings=[*sample.warnings, *self._never_learnt(label_set)],
+            warnings=[*sample.warnings, *self._untrained_labels_warning(label_set)],
             threshold=self.calibration.threshold,
         )
 
     def match(
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
     ) -> Similarities:
-        """How samples match labels."""
-        flip_at_test = flips_at_test(self.model, labels)
-        looked = self.detector is not None
-        texts = self.encode(labels)
-        return match_samples(self.model, samples, texts, views, batch, looked, flip_at_test)
+        """Similarities of N samples with C labels; see `match_samples`."""
+        return match_samples(
+            self.model,
+            samples,
+            self.encode(labels),
+            views,
+            batch,
+            with_detector=self.detector is not None,
+            flip_at_test=flips_at_test(self.model, labels),
+        )
 
     def scores(self, similarities: Similarities, labels: LabelSet) -> Tensor:
-        """How sure each of these labels is, (N, C) in [0, 1]."""
+        """The score of each of these labels, (N, C) in [0, 1], float64 on the CPU."""
         near = similarities.prototype_similarity(self.prototypes(labels))
         return self.calibration.scores(similarities.values, near)
 
     def prototypes(self, labels: LabelSet) -> Tensor | None:
-        """What these labels look like, (C, e) on the CPU; NaN of one that was never learnt."""
+        """Prototypes of these labels, (C, e) on the CPU; NaN for a label that was not trained on.
+
+        None for a model without any.
+        """
         if self.model.prototypes is None:
             return None
         if self._prototypes is None or self._prototypes[0] != labels:
-            own = self.model.prototypes.float().cpu()
-            never = torch.full_like(own[0], torch.nan)
-            rows = [never if i is None else own[i] for i in self._own(labels)]
+            stored = self.model.prototypes.float().cpu()
+            nothing = torch.full_like(stored[0], torch.nan)
+            numbers = self._trained_numbers(labels)
+            rows = [nothing if i is None else stored[i] for i in numbers]
             self._prototypes = labels, torch.stack(rows)
         return self._prototypes[1]
 
-    def _own(self, labels: LabelSet) -> list[int | None]:
-        """For each label that which the checkpoint learnt it as, by name or text; None: never."""
-        own = self.labels
-        if own is None:
+    def _trained_numbers(self, labels: LabelSet) -> list[int | None]:
+        """Each label's number in the checkpoint, by name or text; None for one not trained on."""
+        trained = self.labels
+        if trained is None:
             return [None] * len(labels)
-        found = []
+        numbers = []
         for name, text in zip(labels.names, labels.texts, strict=True):
-            place = own.find(name)
-            found.append(own.find(text) if place is None else place)
-        return found
+            number = trained.find(name)
+            numbers.append(trained.find(text) if number is None else number)
+        return numbers
 
-    def _never_learnt(self, labels: LabelSet) -> list[str]:
-        """A warning where a model that has read nothing but its own labels is asked for others."""
+    def _untrained_labels_warning(self, labels: LabelSet) -> list[str]:
+        """A warning, or none, about labels that a model without CLIP was not trained on."""
         if self.labels is None or self.model.config.base == "clip":
             return []
-        places = self._own(labels)
-        unknown = [name for name, i in zip(labels.names, places, strict=True) if i is None]
+        numbers = self._trained_numbers(labels)
+        unknown = [name for name, i in zip(labels.names, numbers, strict=True) if i is None]
         if not unknown:
             return []
         return [
             f"this checkpoint never learnt {len(unknown)} of the {len(labels)} labels (such as "
-            f"'{unknown[0]}'), so its scores mean little: train it on them, or use --clip"
+            f"'{unknown[0]}'), so its scores mean little; hint: train it on them, or use --clip"
         ]
 
     def read(
         self, video: str | Path, start_s: float | None = None, end_s: float | None = None
     ) -> Sample:
-        """Decode, find the actor and cut out: all that comes before the model."""
+        """The sample of a video: decoded, joints detected, cut out. PevlError if unreadable."""
         if not self.model.config.video and self.detector is None:
-            raise UsageError("this model looks at poses only, and cannot be used with --no-pose.")
+            raise UsageError("this model takes poses only, so it cannot be used with --no-pose.")
         return read_sample(video, self.model.config, self.detector, start_s, end_s)
 
     @torch.inference_mode()
     def encode(self, labels: LabelSet) -> Texts:
-        """Encoded label texts: from memory, from disk, or encoded now and kept in both."""
+        """Encoded label texts, from memory or the cache on disk where they were encoded before.
+
+        PevlError for other labels than the trained ones where a model has no text encoder.
+        """
         if self._texts is not None and self._texts[0] == labels:
             return self._texts[1]
+        if self.model.text is None and self.labels is not None:
+            pairs = zip_longest(self.labels.names, labels.names)
+            for i, (trained, other) in enumerate(pairs, 1):
+                if trained != other:
+                    raise PevlError(
+                        "this checkpoint was trained without texts for fixed classes and takes no "
+                        f"other labels: label {i} is '{other}', it has '{trained}' there."
+                    )
         digest = hashlib.blake2b(digest_size=16)
         for group in ([self._key, self.precision], *labels.phrasings):
             digest.update("\0".join(group).encode() + b"\n\0")
         file = cache_folder("texts") / f"{digest.hexdigest()}.safetensors"
         texts = _read_texts(file)
-        if self.model.text is None and self.labels is not None:
-            for i, (own, other) in enumerate(zip_longest(self.labels.names, labels.names), 1):
-                if own != other:
-                    raise PevlError(
-                        "this checkpoint was trained without texts for fixed classes and takes no "
-                        f"other labels: label {i} is '{other}', it has '{own}' there."
-                    )
         if texts is None:
             texts = encode_labels(self.model, labels)
             with write_aside(file) as temporary:
@@ -228,16 +250,14 @@ class Recogniser:
             chosen = LabelSet(tuple(labels), tuple(labels))
         if self.labels is None:
             return chosen
-        # A label the checkpoint was trained on, by whatever phrasing, keeps the texts it was
-        # trained with.
-        own = self.labels
+        # A bare name of a label that was trained on stands for the texts it was trained with.
+        trained = self.labels
         bare = chosen.texts == chosen.names and not chosen.others
-        rows = [row for name in chosen.names if (row := own.find(name)) is not None]
+        rows = [row for name in chosen.names if (row := trained.find(name)) is not None]
         if bare and len(rows) == len(chosen):
-            others = tuple(own.others[i] for i in rows) if own.others else ()
-            return replace(
-                chosen, texts=tuple(own.texts[i] for i in rows), prompt=own.prompt, others=others
-            )
+            others = tuple(trained.others[i] for i in rows) if trained.others else ()
+            texts = tuple(trained.texts[i] for i in rows)
+            return replace(chosen, texts=texts, prompt=trained.prompt, others=others)
         return chosen
 
 
@@ -247,7 +267,7 @@ def _read_texts(file: Path) -> Texts | None:
     try:
         return Texts(**load_file(file))
     except (SafetensorError, OSError, TypeError):
-        return None  # damaged: made again
+        return None  # damaged: encoded again
 
 
 def load(
@@ -258,45 +278,37 @@ def load(
     device: str = "auto",
     precision: str = "auto",
 ) -> Recogniser:
-    """A recogniser from a checkpoint folder or a bundled name; or plain CLIP, zero-shot.
+    """A recogniser from a checkpoint, by default the bundled one; or plain CLIP, zero-shot.
 
-    ``clip`` alone (NAME:TAG of open_clip, or a file) gives plain CLIP without pose; together with
-    a checkpoint it says where that checkpoint's CLIP weights are.
+    ``checkpoint_name``: a folder, or a bundled name. ``clip``: CLIP weights, NAME:TAG of open_clip
+    or a file; alone they give plain CLIP without pose, with a checkpoint they are its base.
+    ``pose_weights``: a YOLO-pose file or name. ``use_pose`` = False leaves the detector out.
+    ``device``: "auto", "cpu", "cuda", ...; ``precision``: "auto", "fp32", "bf16" or "fp16".
+
+    PevlError for weights that are missing or do not fit; UsageError for a device or a precision
+    that this machine has not.
     """
     device = choose_device(device)
-    given = {
-        "checkpoint_name": checkpoint_name,
-        "clip": clip,
-        "pose_weights": pose_weights,
-        "use_pose": use_pose,
-        "device": device,
-        "precision": precision,
-    }
     if clip is not None and checkpoint_name is None:
         name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
         state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
         model = PeVL(config)
-        model.load_state_dict(state, strict=False)  # the rest is temperatures, at CLIP's value
+        model.load_state_dict(state, strict=False)  # temperatures alone are not in it
         model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
-        made = Recogniser(model, None, digest, None, device, precision)
-        made.loaded_by = given
-        return made
+        return Recogniser(model, None, digest, None, device, precision)
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
-    facts = checkpoint.read_facts(folder)
-    needed = facts.model.pose or facts.model.crop != "full"
-    detector = PoseDetector(pose_weights, device=device) if use_pose and needed else None
+    config = checkpoint.read_facts(folder).model
+    needs_joints = config.pose or config.crop != "full"
+    detector = PoseDetector(pose_weights, device=device) if use_pose and needs_joints else None
     if detector is not None:
-        detector.digest()  # weights that cannot be had are told once, before the model is loaded
+        detector.digest()  # its weights may be missing, which must not wait for the model
     model, facts = checkpoint.load(folder, clip)
     key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
-    labels, fitted = facts.label_set, facts.calibration
-    made = Recogniser(model, labels, key, detector, device, precision, fitted)
-    made.loaded_by = given
-    return made
+    return Recogniser(model, facts.label_set, key, detector, device, precision, facts.calibration)
 
 
 def plain_clip(config: ModelConfig) -> ModelConfig:
-    """CLIP itself: no adapters, no pose, the whole picture."""
+    """The config of CLIP itself: no adapters, no pose, the whole picture."""
     return config.model_copy(
         update={
             "pose": False,

@@ -1,13 +1,12 @@
-"""Models by name: what is in the package, what was fetched, what can be, and fetching it.
+"""Models by name: those in the package, those that were fetched, and fetching them.
 
-The only file that goes out to the network by itself, and only when it is told to.
+The only file that uses the network, and only when `fetch` is called.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from pevl_cli.cache import cache_folder, write_aside
 from pevl_cli.errors import PevlError, UsageError
 
+BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
 USUAL_WEIGHTS = "yolo11n-pose.pt"
 # Made by benchmarks/make_pose.py.
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "pose" / "pevl-pose.pt"
@@ -27,68 +27,72 @@ WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 
 
 def find_weights(weights: str | Path | None = None) -> Path:
-    """Where the detector's weights are: those of the argument or of ``PEVL_POSE_WEIGHTS``, a file
-    or a bare name; else YOLO11n-pose if it is here, else the small network of this package.
+    """The file of the pose detector's weights.
 
-    Names are looked for in the working folder and among what `pevl models fetch` has brought.
-    PevlError when what was named is not there; nothing is ever fetched from here.
+    ``weights``, else ``PEVL_POSE_WEIGHTS``: a path, or a name that `pevl models` lists. A name is
+    looked up in the package and among the fetched models; only then it is a file in the working
+    folder, like any path. Without either: YOLO11n-pose if it was fetched, else the network in the
+    package; the working folder is not searched. PevlError when what was named does not exist;
+    nothing is fetched.
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     wanted = str(named or USUAL_WEIGHTS)
     if wanted == BUNDLED_WEIGHTS.stem:
         return BUNDLED_WEIGHTS
     path = Path(wanted).expanduser()
-    places = [path] if path.name != wanted else [path, cache_folder("weights") / wanted]
-    for place in places:
-        if place.is_file():
-            return place
+    if path.name == wanted:
+        fetched = cache_folder("weights") / wanted
+        if fetched.is_file():
+            return fetched
     if not named:
         return BUNDLED_WEIGHTS
+    if path.is_file():
+        return path
     source = "--pose-weights" if weights else WEIGHTS_VARIABLE
     raise PevlError(
-        f"{path}: there is no such pose weights file (named by {source}). `pevl models` lists what "
-        f"is here and what can be fetched; without {source} the package's own are used."
+        f"{path}: no such pose weights file (named by {source}). `pevl models` lists the names and "
+        f"what can be fetched; without {source} the bundled weights are used."
     )
 
 
 def fallback_note(weights: str | Path | None = None) -> str | None:
-    """What to tell where the small network is used because nobody chose and YOLO is not here."""
+    """A note for users of the bundled weights who chose none and have not fetched better ones."""
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     if named or find_weights() != BUNDLED_WEIGHTS:
         return None
     return (
-        "joints by the small pose network of this package; a better one (6 MB): pevl models fetch "
+        "joints by the bundled small pose network; a more accurate one (6 MB): pevl models fetch "
         f"{USUAL_WEIGHTS}"
     )
 
 
-# Where ultralytics publishes its weights: one answer tells address, size and hash of each.
+# Where ultralytics publishes its weights: the list has address, size and SHA-256 of each.
 RELEASE = "https://api.github.com/repos/ultralytics/assets/releases/tags/v8.3.0"
-PIECE = 1 << 18  # bytes read at a time
+CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class Known:
-    """A model that has a name."""
+    """A model with a name."""
 
     name: str
     kind: str  # "checkpoint", "pose" or "clip"
     about: str
     licence: str
-    megabytes: float  # of 10⁶ bytes; of what is not here about so many
+    megabytes: float  # 10⁶ bytes; an estimate for what is not in the package
     repository: str = ""  # on the Hugging Face hub
 
 
-# Sizes of what is not here are those of its parameters at the precision it is stored in.
+# Estimated sizes: the parameters at the precision they are stored in.
 YOLO = tuple(
     Known(f"yolo11{size}-pose.pt", "pose", f"YOLO11{size}-pose, {use}", "AGPL-3.0", megabytes)
     for size, megabytes, use in (
-        ("n", 6, "the usual one"),
+        ("n", 6, "the recommended one"),
         ("s", 20, "better on small bodies"),
         ("m", 42, "for a GPU"),
         ("l", 53, "for a GPU"),
-        ("x", 118, "the best, for a GPU"),
+        ("x", 118, "the most accurate, for a GPU"),
     )
 )
 CLIP = (
@@ -104,31 +108,40 @@ CLIP = (
     ),
 )
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Of ours, and so of what is bundled.
+# Of the models in the package.
 LICENCE = "AGPL-3.0"
 
-Listener = Callable[[int, int], None]
+Listener = Callable[[int, int], None]  # bytes received, bytes in all
 
 
 @dataclass(frozen=True)
 class Entry:
+    """A line of `pevl models`."""
+
     known: Known
-    state: str  # "bundled", "fetched", or "not here"
+    state: str  # "bundled", "fetched" or "not here"
     place: Path | None
 
 
+def bundled() -> list[str]:
+    """Names of the checkpoints in the package."""
+    if not BUNDLED.is_dir():
+        return []
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
+
+
 def list_models() -> list[Entry]:
-    """All of them, what is here first."""
+    """All models with a name, those on this computer first."""
     entries = []
     for name in bundled():
         folder = BUNDLED / name
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        known = Known(name, "checkpoint", "the usual checkpoint", LICENCE, size)
+        known = Known(name, "checkpoint", "the default checkpoint", LICENCE, size)
         entries.append(Entry(known, "bundled", folder))
     known = Known(
         BUNDLED_WEIGHTS.stem,
         "pose",
-        "small, used where no other is here",
+        "small, the default until another is fetched",
         LICENCE,
         BUNDLED_WEIGHTS.stat().st_size / 1e6,
     )
@@ -140,10 +153,11 @@ def list_models() -> list[Entry]:
 
 
 def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
-    """Fetch a known model, check its hash, and say where it lies; one that is here is only checked.
+    """Fetch a model by its name, check its hash, and return its path.
 
-    ``listener`` is told how many bytes are there, of how many. UsageError for a name that is not
-    known, PevlError when it cannot be fetched or is not what it should be.
+    A model that was fetched before is only checked. ``listener`` is called with the bytes received
+    so far and in all. UsageError for an unknown name; PevlError when the model cannot be fetched,
+    or differs in size or hash from what its publisher lists.
     """
     known = {k.name: k for k in (*YOLO, *CLIP)}.get(name)
     if known is None:
@@ -152,25 +166,25 @@ def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
         if name == BUNDLED_WEIGHTS.stem:
             return BUNDLED_WEIGHTS
         names = ", ".join(k.name for k in (*YOLO, *CLIP))
-        raise UsageError(f"{name}: no model of this name can be fetched, but {names}.")
+        raise UsageError(f"{name}: no model of this name; these can be fetched: {names}.")
     return _fetch_yolo(name, listener) if known.kind == "pose" else _fetch_clip(known)
 
 
 def _place(known: Known) -> Path | None:
-    """Where a fetched model lies."""
+    """The file of a model that was fetched, else None."""
     if known.kind == "pose":
         file = cache_folder("weights") / known.name
         return file if file.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
     for file_name in CLIP_FILES:
-        found = try_to_load_from_cache(known.repository, file_name)
-        if isinstance(found, str):
-            return Path(found)
+        path = try_to_load_from_cache(known.repository, file_name)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
-# -- ultralytics' weights -----------------------------------------------------------------------
+# -- YOLO-pose weights -----------------------------------------------------------------------
 
 
 def _fetch_yolo(name: str, listener: Listener) -> Path:
@@ -189,26 +203,29 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
     if same_size and (not wanted or _sha256(target) == wanted):
         return target
     digest, done = hashlib.sha256(), 0
+    # torch.hub's downloader prints, and reports no progress to a listener; pooch prints, checks no
+    # size, and keeps half a file where no hash is listed.
     with write_aside(target) as temporary, temporary.open("wb") as file:
-        for piece in _pieces(name, address):
-            file.write(piece)
-            digest.update(piece)
-            done += len(piece)
+        for chunk in _chunks(name, address):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
             listener(done, size)
         file.flush()
         if done != size or (wanted and digest.hexdigest() != wanted):
             raise PevlError(
-                f"{name}: what came is not what its publisher lists ({done:,} of {size:,} bytes, "
-                f"hash {digest.hexdigest()[:12]}, {wanted[:12] or 'none'} listed); try again."
+                f"{name}: the file received is not the one its publisher lists ({done:,} of "
+                f"{size:,} bytes, SHA-256 {digest.hexdigest()[:12]}, listed "
+                f"{wanted[:12] or 'none'}); try again."
             )
     return target
 
 
-def _pieces(name: str, address: str) -> Iterator[bytes]:
+def _chunks(name: str, address: str) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
-            while piece := answer.read(PIECE):
-                yield piece
+            while chunk := answer.read(CHUNK_BYTES):
+                yield chunk
     except (OSError, HTTPException) as error:
         raise _offline(name, error) from error
 
@@ -217,12 +234,11 @@ def _pieces(name: str, address: str) -> Iterator[bytes]:
 
 
 def _fetch_clip(known: Known) -> Path:
-    """By the hub's own client, which shows its progress and goes on where it was stopped."""
+    """By the hub's own client, which shows its progress and resumes a broken download."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     name, path = known.name, None
-    logging.disable(logging.ERROR)  # its line for every new try
     try:
         for file_name in CLIP_FILES:
             with suppress(RemoteEntryNotFoundError):
@@ -230,15 +246,13 @@ def _fetch_clip(known: Known) -> Path:
                 break
     except Exception as error:  # the hub's client raises many kinds
         raise _offline(name, error) from error
-    finally:
-        logging.disable(logging.NOTSET)
     if path is None:
         raise PevlError(f"{name}: {known.repository} has none of {', '.join(CLIP_FILES)}.")
     # The hub keeps a large file under the hash of its content.
     wanted = path.resolve().name
     if len(wanted) == 64 and _sha256(path) != wanted:
         raise PevlError(
-            f"{path}: is damaged, as its hash is not {wanted[:12]}; remove it and fetch it again."
+            f"{path}: is damaged, its SHA-256 is not {wanted[:12]}; remove it and fetch it again."
         )
     return path
 
@@ -248,24 +262,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _offline(name: str, error: Exception, here: Path | None = None) -> PevlError:
+def _offline(name: str, error: Exception, fetched: Path | None = None) -> PevlError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    if here is not None and here.is_file():
+    if fetched is not None and fetched.is_file():
         return PevlError(
-            f"{name}: lies in {here}, but could not be checked, as its publisher cannot be asked "
-            f"({reason})."
+            f"{name}: was fetched before ({fetched}), but could not be checked: its publisher's "
+            f"list cannot be read ({reason})."
         )
     return PevlError(
         f"{name}: could not be fetched ({reason}). Is there a network? On a computer that has one, "
         "`pevl models fetch` it, or download it, and name the file with --pose-weights or --clip."
     )
-
-
-BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
-
-
-def bundled() -> list[str]:
-    """Names of the checkpoints inside the package."""
-    if not BUNDLED.is_dir():
-        return []
-    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pevl_cli import weights as models
+from pevl_cli.cache import cache_folder
 from pevl_cli.cli.app import app
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.weights import BUNDLED_WEIGHTS, find_weights
@@ -55,10 +57,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
 
 
 def test_weights_are_fetched_once_and_found(server: dict[str, Any]) -> None:
-    told: list[tuple[int, int]] = []
-    place = models.fetch(NAME, lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    place = models.fetch(NAME, lambda done, total: progress.append((done, total)))
     assert place.read_bytes() == WEIGHTS
-    assert told[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(told) > 1
+    assert progress[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(progress) > 1
     assert models.fetch(NAME) == place and server["asked"].count("/file") == 1
     entry = next(e for e in models.list_models() if e.known.name == NAME)
     assert (entry.state, entry.place) == ("fetched", place)
@@ -72,7 +74,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(
     server: dict[str, Any], change: dict[str, Any]
 ) -> None:
     server["asset"].update(change)
-    with pytest.raises(PevlError, match="is not what its publisher lists"):
+    with pytest.raises(PevlError, match="is not the one its publisher lists"):
         models.fetch(NAME)
     assert all(e.known.name != NAME for e in models.list_models() if e.place)
 
@@ -82,15 +84,15 @@ def test_without_a_network_it_is_said_what_to_do(
 ) -> None:
     monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
-    said = CliRunner().invoke(app, ["models", "fetch", NAME])
-    assert isinstance(said.exception, PevlError)
-    assert "Is there a network?" in str(said.exception)
+    result = CliRunner().invoke(app, ["models", "fetch", NAME])
+    assert isinstance(result.exception, PevlError)
+    assert "Is there a network?" in str(result.exception)
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_download_that_breaks_off_is_told(server: dict[str, Any]) -> None:
     server["sent"] = len(WEIGHTS) // 2
-    with pytest.raises(PevlError, match="is not what its publisher lists"):
+    with pytest.raises(PevlError, match="is not the one its publisher lists"):
         models.fetch(NAME)
     assert all(e.known.name != NAME for e in models.list_models() if e.place)
 
@@ -98,9 +100,9 @@ def test_a_download_that_breaks_off_is_told(server: dict[str, Any]) -> None:
 def test_one_that_is_here_and_cannot_be_checked_is_told(
     server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = models.fetch(NAME)
+    models.fetch(NAME)
     monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
-    with pytest.raises(PevlError, match=f"lies in {place}, but could not be checked"):
+    with pytest.raises(PevlError, match=r"was fetched before .*, but could not be checked"):
         models.fetch(NAME)
 
 
@@ -127,9 +129,92 @@ def test_towers_come_from_where_open_clip_takes_them() -> None:
 
 
 def test_the_list_says_what_is_here() -> None:
-    said = CliRunner().invoke(app, ["models"])
-    assert said.exit_code == 0, said.output
-    assert "pevl-mini" in said.output and "bundled" in said.output and "yolo11x" in said.output
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 0, result.output
+    assert (
+        "pevl-mini" in result.output and "bundled" in result.output and "yolo11x" in result.output
+    )
     assert models.fetch("pevl-pose") == BUNDLED_WEIGHTS, "it is here already"
-    with pytest.raises(UsageError, match="no model of this name can be fetched, but yolo11n"):
+    with pytest.raises(UsageError, match="no model of this name; these can be fetched: yolo11n"):
         models.fetch("yolo99-pose.pt")
+
+
+# -- which weights are used ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Some file; nothing is chosen, fetched, or in the working folder."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"weights")
+    monkeypatch.delenv(models.WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return path
+
+
+def fetched(name: str) -> Path:
+    file = cache_folder("weights") / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"fetched")
+    return file
+
+
+def test_weights_that_were_named_must_exist(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing.pt"
+    with pytest.raises(PevlError, match="--pose-weights") as caught:
+        find_weights(missing)
+    assert str(missing) in str(caught.value)
+    monkeypatch.setenv(models.WEIGHTS_VARIABLE, str(missing))
+    with pytest.raises(PevlError, match=models.WEIGHTS_VARIABLE):
+        find_weights()
+    assert find_weights(weights) == weights, "the option comes before the environment"
+    monkeypatch.setenv(models.WEIGHTS_VARIABLE, str(weights))
+    assert find_weights() == weights
+    with pytest.raises(PevlError, match="no such pose weights file"):
+        find_weights(tmp_path / "nowhere" / models.USUAL_WEIGHTS)
+
+
+def test_the_bundled_network_is_used_until_another_is_fetched(weights: Path) -> None:
+    assert find_weights() == find_weights("pevl-pose") == BUNDLED_WEIGHTS
+    note = models.fallback_note()
+    assert note is not None and f"pevl models fetch {models.USUAL_WEIGHTS}" in note
+    assert models.fallback_note("pevl-pose") is None, "who chooses it knows"
+    with pytest.raises(PevlError, match="no such pose weights file"):
+        find_weights(models.USUAL_WEIGHTS)
+    file = fetched(models.USUAL_WEIGHTS)
+    assert find_weights() == find_weights(models.USUAL_WEIGHTS) == file
+    assert models.fallback_note() is None
+
+
+def test_nothing_in_the_working_folder_is_used_unless_it_is_named(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = models.USUAL_WEIGHTS
+    Path(name).write_bytes(b"somebody's file")
+    Path("pevl-pose").write_bytes(b"somebody's file")
+    assert find_weights() == find_weights("pevl-pose") == BUNDLED_WEIGHTS
+    assert find_weights(name) == find_weights(f"./{name}") == Path(name)
+    monkeypatch.setenv(models.WEIGHTS_VARIABLE, name)
+    assert find_weights() == Path(name)
+    monkeypatch.delenv(models.WEIGHTS_VARIABLE)
+    file = fetched(name)
+    assert find_weights() == find_weights(name) == file, "a known name means the fetched model"
+    assert find_weights(Path.cwd() / name) == Path.cwd() / name, "a path means its file"
+
+
+def test_fetching_leaves_logging_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Path
+) -> None:
+    levels: list[int] = []
+
+    def download(*_: object) -> str:
+        levels.append(logging.root.manager.disable)
+        return str(weights)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    models.fetch("ViT-B-16-quickgelu:openai")
+    assert levels == [0]

@@ -1,37 +1,35 @@
-"""A split's clips: checked before training, decoded once, varied anew each time they are shown."""
+"""The labelled clips of a split as samples: checked before training, decoded once, then cached."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.cache import write_aside
+from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.data.manifest import Item
+from pevl_cli.data.sample_cache import SampleCache
 from pevl_cli.data.samples import Sample, pose_sample, read_sample
 from pevl_cli.errors import PevlError
 from pevl_cli.media.video import check_opens
 from pevl_cli.model.config import ModelConfig
-from pevl_cli.pose.detector import CACHE_VERSION as POSE_CACHE_VERSION
+from pevl_cli.pose.actor import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore
 
-# Entries made by another way of cutting out are of no use.
+# Part of each cache key; raised when samples come out differently from the same clip.
 CACHE_VERSION = 4
 GIGABYTE = 1 << 30
-POSED_AT_MOST = 50_000  # of 10 kB each
+POSE_SAMPLES = 50_000  # of 10 kB each, that are kept in memory at most
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,10 @@ class LeftOut:
 
 
 class Clips(Dataset[Sample]):
-    """Labelled clips as samples, read from the cache where they were decoded before.
+    """Labelled clips as samples; ``labels`` are their numbers in ``names``, one a clip.
 
-    Raises PevlError for one that cannot be read; after `check` those are left out.
+    Joints come from ``poses`` where a clip has stored ones, else from ``detector``; without either
+    no joint is visible. At most ``cache_bytes`` of decoded clips stay on disk.
     """
 
     def __init__(
@@ -60,32 +59,29 @@ class Clips(Dataset[Sample]):
         index = {name: i for i, name in enumerate(names)}
         self.items = list(items)
         self.labels = [index[item.label] for item in items]
-        self.config, self.detector, self.cache_bytes = config, detector, cache_bytes
-        self.poses = poses
-        self._room = 0.0  # bytes that may still be written to the cache
-        self._posed: dict[Item, Sample] = {}  # clips of poses only, where a cache is wanted
+        self.config, self.detector, self.poses = config, detector, poses
+        self._cache = SampleCache(cache_bytes)
+        self._pose_samples: dict[Item, Sample] = {}  # of clips without video
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader process, which fills its own memory."""
+        return {**vars(self), "_pose_samples": {}}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> Sample:
+        """The i-th clip, from the cache if it is there. PevlError or OSError if unreadable."""
         item = self.items[i]
         if self._needs_no_video(item):
-            sample = self._posed.get(item) or self._read(item)
-            if self.cache_bytes and len(self._posed) < POSED_AT_MOST:
-                self._posed[item] = sample
+            sample = self._pose_samples.get(item) or self._read(item)
+            if self._cache.limit_bytes and len(self._pose_samples) < POSE_SAMPLES:
+                self._pose_samples[item] = sample
             return sample
-        entry = self._entry(item)
-        try:
-            sample = _load(entry, item.path)
-            os.utime(entry)  # used lately: the last to be removed
-            return sample
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            pass  # not there, or damaged: made again
-        return self._read(item)
+        return self._cache.load(self._entry(item), item.path) or self._read(item)
 
     def _needs_no_video(self, item: Item) -> bool:
-        """Whether its recorded poses are all that is wanted, or all that there is."""
+        """Whether its stored poses are all that the model takes, or all that there is."""
         if self.poses is None or not self.config.pose:
             return False
         if self.poses.find(item.name) is None:
@@ -100,173 +96,113 @@ class Clips(Dataset[Sample]):
                 raise PevlError(f"{item.name}: has no poses in {self.poses.source}.")
             if stored is not None and self._needs_no_video(item):
                 return pose_sample(item.path, stored, self.config)
-        times = item.start_s, item.end_s
-        return read_sample(item.path, self.config, self.detector, *times, stored)
+        span_s = item.start_s, item.end_s
+        return read_sample(item.path, self.config, self.detector, *span_s, stored)
 
     def check(
         self,
         listener: Callable[[int, int], None],
-        threads: int | None = None,
+        workers: int | None = None,
         decode: bool = True,
     ) -> list[LeftOut]:
-        """Read every clip once and keep the readable ones; says which are left out and why.
+        """Read every clip once, keep the readable ones, and return the others.
 
-        ``listener`` is told how many are done, of how many. What was found is kept, so that a
-        second check of the same files only looks for entries. Without ``decode`` files are opened
-        only: what is damaged inside is met later, and replaced then.
+        ``listener`` is called with the number of clips that are done, and of all. Results are
+        cached, so a second check of the same files decodes nothing. Without ``decode`` files are
+        only opened; what is damaged inside is replaced later, when it is met. ``workers`` as in
+        `worker_count`, for the device of the detector.
         """
-        found: list[LeftOut] = []
-        kept: list[int] = []
-        self._room = self.cache_bytes - trim_cache(self.cache_bytes)
-        with ThreadPoolExecutor(threads or max(os.cpu_count() or 1, 1)) as pool:
-            reasons = pool.map(partial(self._reason, decode=decode), self.items)
-            for i, reason in enumerate(reasons):
-                if reason is None:
-                    kept.append(i)
-                else:
-                    found.append(LeftOut(self.items[i], reason))
-                listener(i + 1, len(self.items))
-        self.keep(kept)
-        return found
+        left_out: list[LeftOut] = []
+        readable: list[int] = []
+        detector = self.detector
+        device = "cpu" if detector is None else detector.device or "cpu"
+        workers = worker_count(workers, device)
+        self._cache.begin_writing(max(workers, 1))
+        verify = partial(self._verify, decode=decode)
+        for i, result in enumerate(Loader(verify, self.items, workers, detector)):
+            if isinstance(result, Unreadable):
+                left_out.append(LeftOut(self.items[i], result.reason))
+            else:
+                readable.append(i)
+            listener(i + 1, len(self.items))
+        self.keep(readable)
+        return left_out
 
-    def keep(self, chosen: Sequence[int]) -> None:
-        """Only these, in this order."""
-        self.items = [self.items[i] for i in chosen]
-        self.labels = [self.labels[i] for i in chosen]
-
-    def _reason(self, item: Item, decode: bool) -> str | None:
-        """Why a clip cannot be used; None if it can."""
+    def _verify(self, item: Item, decode: bool) -> None:
+        """Read a clip into the cache, unless that was done before. PevlError if unreadable."""
         if self._needs_no_video(item):
+            self._read(item)
+            return
+        entry = self._entry(item)
+        reason = self._cache.reason(entry)
+        if reason is None and not decode:
+            check_opens(item.path)
+        elif reason is None:
             try:
-                self._read(item)
+                sample = self._read(item)
             except PevlError as error:
-                return str(error)
-            return None
-        try:
-            entry = self._entry(item)
-        except OSError as error:
-            return f"{item.path}: {(error.strerror or str(error)).lower()}."
-        verdict = entry.with_suffix(".txt")
-        if entry.exists():
-            return None
-        if verdict.exists():
-            return verdict.read_text(encoding="utf-8") or None
-        reason = ""
-        if not decode:
-            try:
-                check_opens(item.path)
-            except PevlError as error:
-                return str(error)
-            return None
-        try:
-            sample = self._read(item)
-        except PevlError as error:
-            reason = str(error)
-        else:
-            pictures = 0 if sample.frames is None else sample.frames.nbytes
-            size = pictures + sample.joints.nbytes + 4096
-            if size <= self._room:
-                self._room -= size
-                with suppress(PevlError):  # a full disk makes it slower, not wrong
-                    _store(entry, sample)
-                    return None
-        with suppress(PevlError), write_aside(verdict) as temporary:
-            temporary.write_text(reason, encoding="utf-8")
-        return reason or None
+                self._cache.store_reason(entry, str(error))
+                raise
+            self._cache.store(entry, sample)
+        elif reason:
+            raise PevlError(reason)
 
     def _entry(self, item: Item) -> Path:
-        """Where a clip's sample lies: by the file as it stands, and all that shapes the sample."""
+        """The clip's file in the cache: by the video file, and all that shapes the sample."""
         stat, config = item.path.stat(), self.config
         pose = None
         if self.detector is not None:
             pose = (self.detector.digest(), asdict(self.detector.settings) | {"batch": 0})
         if self.poses is not None:
             pose = (self.poses.digest(), {"name": item.name})
-        parts = (
-            (CACHE_VERSION, POSE_CACHE_VERSION, config.video),
-            (str(item.path.resolve()), stat.st_size, stat.st_mtime_ns),
-            (item.start_s, item.end_s),
-            (config.pose_frames, config.image_size, config.crop),
-            (config.layout, config.joints, config.allow_missing_joints),
-            pose,
+        return self._cache.entry(
+            (
+                (CACHE_VERSION, POSE_CACHE_VERSION, config.video),
+                (str(item.path.resolve()), stat.st_size, stat.st_mtime_ns),
+                (item.start_s, item.end_s),
+                (config.pose_frames, config.image_size, config.crop),
+                (config.layout, config.joints, config.allow_missing_joints),
+                pose,
+            )
         )
-        name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-        return cache_folder("samples") / name[:2] / f"{name}.npz"
+
+    def keep(self, chosen: Sequence[int]) -> None:
+        """Keep only the clips of these numbers, in this order."""
+        self.items = [self.items[i] for i in chosen]
+        self.labels = [self.labels[i] for i in chosen]
 
     def keep_shots(self, shots: int, seed: int) -> None:
         """Keep ``shots`` clips of each class, drawn by ``seed``."""
-        self.keep(self._drawn(range(len(self)), shots, seed))
+        self.keep(self._draw(range(len(self)), shots, seed))
 
     def examples(
-        self, each: int, seed: int, rank: int = 0, world: int = 1
+        self, count: int, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[int, Sample]]:
-        """Up to ``each`` clips with video of every class, drawn by ``seed``, with their labels: the
-        share of one of ``world`` processes."""
-        filmed = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
-        for i in self._drawn(filmed, each, seed)[rank::world]:
-            with suppress(PevlError, OSError):  # no longer readable: left out
+        """Labels and samples of up to ``count`` clips with video of every class, drawn by ``seed``:
+        the share of process ``rank`` of ``world``. Unreadable ones are left out."""
+        with_video = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
+        for i in self._draw(with_video, count, seed)[rank::world]:
+            with suppress(PevlError, OSError):
                 yield self.labels[i], self[i]
 
-    def _drawn(self, among: Sequence[int], each: int, seed: int) -> list[int]:
-        of_label: dict[int, list[int]] = {}
+    def _draw(self, among: Sequence[int], count: int, seed: int) -> list[int]:
+        """Up to ``count`` clips of each class, in their order."""
+        by_label: dict[int, list[int]] = {}
         for i in among:
-            of_label.setdefault(self.labels[i], []).append(i)
+            by_label.setdefault(self.labels[i], []).append(i)
         chosen: list[int] = []
-        for label, own in of_label.items():
-            order = np.random.default_rng([seed, label]).permutation(len(own))
-            chosen += [own[k] for k in order[:each]]
+        for label, members in by_label.items():
+            order = np.random.default_rng([seed, label]).permutation(len(members))
+            chosen += [members[k] for k in order[:count]]
         return sorted(chosen)
 
 
-def _load(entry: Path, path: Path) -> Sample:
-    with np.load(entry, allow_pickle=False) as stored:
-        box = stored["box"]
-        return Sample(
-            path=path,
-            frames=stored["frames"] if stored["frames"].size else None,
-            joints=stored["joints"],
-            size=(int(stored["size"][0]), int(stored["size"][1])),
-            side_px=float(stored["side_px"]),
-            start_s=float(stored["start_s"]),
-            end_s=float(stored["end_s"]),
-            seen=int(stored["seen"]),
-            people=int(stored["people"]),
-            box=box.tolist() if len(box) else None,
-            warnings=tuple(stored["warnings"].tolist()),
-        )
-
-
-def _store(entry: Path, sample: Sample) -> None:
-    facts = {k: v for k, v in vars(sample).items() if k != "path"}
-    facts["box"] = np.array(sample.box or [])
-    facts["frames"] = np.zeros(0, np.uint8) if sample.frames is None else sample.frames
-    facts["warnings"] = np.array(sample.warnings, dtype=np.str_)
-    with write_aside(entry) as temporary, temporary.open("wb") as file:
-        np.savez(file, **facts)
-
-
-def trim_cache(limit_bytes: float) -> int:
-    """Remove the decoded clips used longest ago, down to ``limit_bytes``; the bytes that remain."""
-    entries = []
-    for entry in cache_folder("samples").glob("*/*.npz"):
-        with suppress(OSError):  # removed by another run
-            stat = entry.stat()
-            entries.append((stat.st_mtime, stat.st_size, entry))
-    total = sum(size for _, size, _ in entries)
-    for _, size, entry in sorted(entries):
-        if total <= limit_bytes:
-            break
-        entry.unlink(missing_ok=True)
-        total -= size
-    return total
-
-
-def write_left_out(path: Path, found: Sequence[LeftOut]) -> None:
-    """A CSV of the clips that are left out, with the reason."""
+def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
+    """A CSV of the clips that are left out: path, label, split, reason."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "split", "reason"))
-    for clip in found:
+    for clip in left_out:
         rows.writerow((clip.item.path, clip.item.label, clip.item.split, clip.reason))
     with write_aside(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The data set that the settings name, read into a `Manifest`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pevl_cli.choices import HoldOut
 from pevl_cli.data.augmentation import Section
-from pevl_cli.data.manifest import HoldOut, Manifest, read_manifest, with_labels
+from pevl_cli.data.manifest import Manifest, read_manifest, with_labels
 from pevl_cli.data.sets.named import OTHER_NAMES, READERS, known_name, read_named
 from pevl_cli.data.sets.pyskl import read_pyskl
 from pevl_cli.errors import UsageError
@@ -17,40 +18,42 @@ from pevl_cli.labels import LabelSet, read_labels
 
 
 class DataSettings(Section):
-    """Which clips are trained on."""
+    """The data set, its splits, and how its clips are read."""
 
-    dataset: Path  # a folder, a CSV, a pickle of poses, or with root the name of a known set
-    root: Path | None = None  # where the named set lies
-    labels: str | None = None  # label file with texts, phrasings and the prompt of its labels
-    poses: Path | None = None  # found before: a store of `pevl pose`, a pickle, a folder of JSON
-    layout: str | None = None  # what the joints of `poses` are, where their number does not tell
+    dataset: Path  # a folder, a CSV, a pickle of poses, or with root the name of a published set
+    root: Path | None = None  # folder of the named set
+    labels: str | None = None  # label file: texts, phrasings and prompt of the set's labels
+    poses: Path | None = None  # stored poses: of `pevl pose --store`, a pickle, a folder of JSON
+    layout: str | None = None  # skeleton of `poses`, where the number of joints does not decide it
     fold: str | None = None  # of a pickle with several splits
-    all_clips: bool = False  # the val split is trained on too, and nothing is validated
-    # Where the manifest names no split: whole groups are held out, or clips drawn at random.
+    all_clips: bool = False  # train on the val split, too, and validate nothing
+    # Which clips to validate on where the data set names no split: whole groups, or random ones.
     hold_out: HoldOut = "group"
-    shots: int | None = Field(None, ge=1)  # so many training clips of each class, drawn by seed
+    shots: int | None = Field(None, ge=1)  # training clips of each class, drawn by seed; None = all
     strict: bool = False  # an unreadable clip ends the run
     # Before training: "decode" each clip, or only "open" it; "auto" decodes up to 2,000 clips.
     check: Literal["auto", "decode", "open"] = "auto"
     workers: int | None = Field(None, ge=0)  # loader processes; None = by the machine
-    cache_gb: float = Field(20.0, ge=0)  # decoded clips kept on disk at most
+    cache_gb: float = Field(20.0, ge=0)  # of decoded clips on disk, at most
 
 
-def read_data(data: DataSettings, seed: int, usual: LabelSet | None = None) -> Manifest:
-    """The data set that is named, with the texts of its label file if there is one.
+def read_data(data: DataSettings, seed: int, default_labels: LabelSet | None = None) -> Manifest:
+    """Read the data set, with the texts of the label file if one is named.
 
-    ``usual`` labels are those of numbers that nobody names.
+    ``seed`` draws the held-out clips where the set names no split. ``default_labels`` name the
+    labels of a pickle, which are numbers, where no label file does. PevlError when the set cannot
+    be read; UsageError for a name without a root, or the reverse.
     """
     named = known_name(data.dataset)
     if data.root is not None:
         if named is None:
             known = ", ".join((*READERS, *OTHER_NAMES))
-            raise UsageError(f"--root goes with the name of a data set: {known}.")
+            raise UsageError(f"--root needs the name of a published data set: {known}.")
         manifest = read_named(named, data.root)
     elif named is not None and not data.dataset.exists():
-        raise UsageError(f"--dataset {data.dataset} needs --root DIR, the folder it lies in.")
+        raise UsageError(f"--dataset {data.dataset} needs --root DIR, the folder of the data set.")
     elif data.dataset.suffix in {".pkl", ".pickle"}:
-        manifest = read_pyskl(data.dataset, data.labels, data.fold, seed, usual)
+        manifest = read_pyskl(data.dataset, data.labels, data.fold, seed, default_labels)
     else:
         manifest = read_manifest(data.dataset, seed, data.hold_out)
     if data.labels is not None and manifest.poses != data.dataset:

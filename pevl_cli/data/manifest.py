@@ -1,4 +1,4 @@
-"""The one form every data set is read into, and own data as a folder or a CSV file."""
+"""Labelled clips and their splits: the form of every data set, read from a folder or a CSV."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from random import Random
-from typing import Literal
 
 from pevl_cli.cache import write_aside
+from pevl_cli.choices import HoldOut
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.media.video import VIDEO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-HoldOut = Literal["group", "random"]
 COLUMNS = ("path", "label", "text", "group", "split", "start_s", "end_s")
-# Names by which people call the splits, as folder or in a CSV.
+# Names of splits that people use for folders and in a CSV.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -38,28 +37,31 @@ class Item:
 
     path: Path
     label: str
-    split: str = ""  # one of SPLITS; empty = not said
-    group: str = ""  # person, session or source video: never to be cut by a split
-    start_s: float | None = None
-    end_s: float | None = None
-    name: str = ""  # by which its poses are found: where it lies in the set, or its official id
-    on_disk: bool = True  # False: listed, but no video of it is on disk
+    split: str = ""  # one of SPLITS; empty = none
+    group: str = ""  # person, session or source video, which no split should divide; empty = none
+    start_s: float | None = None  # None = the file's start
+    end_s: float | None = None  # None = the file's end
+    name: str = ""  # key of its stored poses: the path inside the set, or the official id
+    on_disk: bool = True  # False: the set lists it, but its video is missing
 
 
 @dataclass(frozen=True)
 class Manifest:
-    source: Path
+    """A data set: its clips, labels and splits."""
+
+    source: Path  # the folder or file it was read from
     items: tuple[Item, ...]
     labels: LabelSet
     warnings: tuple[str, ...] = ()
-    name: str = ""  # of the data set
-    tested: str = "test"  # the split whose figures are published
-    official: Mapping[str, int] = field(default_factory=dict)  # clips that each split should have
-    poses: Path | None = None  # that come with it
-    drawn: tuple[str, ...] = ()  # how its splits were drawn here, if it names none
+    name: str = ""  # of a published set
+    tested: str = "test"  # the split of the published figures
+    official: Mapping[str, int] = field(default_factory=dict)  # clips of each split, as published
+    poses: Path | None = None  # stored poses that come with the set
+    drawn: tuple[str, ...] = ()  # how the splits were drawn here, where the set names none
 
     @property
     def title(self) -> str:
+        """The name of the set, else that of its folder."""
         return self.name or (self.source.parent if self.source.is_file() else self.source).name
 
     @property
@@ -67,31 +69,35 @@ class Manifest:
         return any(item.on_disk for item in self.items)
 
     def of(self, split: str) -> list[Item]:
+        """The clips of a split."""
         return [item for item in self.items if item.split == split]
 
     def incomplete(self, usable: Collection[Item], splits: Collection[str] = SPLITS) -> str:
-        """How much of the data set is there, as "train 20,123 of 20,484 clips"; empty if all is."""
-        there = Counter(item.split for item in usable)
+        """What is missing if only ``usable`` clips are there: "train 20,123 of 20,484 clips; ...".
+
+        Empty if nothing is.
+        """
+        count = Counter(item.split for item in usable)
         parts = []
         for split in splits:
-            whole = self.official.get(split, len(self.of(split)))
-            if there[split] < whole:
-                parts.append(f"{split} {there[split]:,} of {whole:,} clips")
+            total = self.official.get(split, len(self.of(split)))
+            if count[split] < total:
+                parts.append(f"{split} {count[split]:,} of {total:,} clips")
         return "; ".join(parts)
 
 
 def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> Manifest:
     """Read a folder of class folders, a CSV file, or a folder with a `manifest.csv` in it.
 
-    Where no split is said, about a fifth of each class is held out for validation: whole groups
+    Where no clip has a split, about a fifth of each class is held out for validation: whole groups
     where groups are known, else clips drawn with ``seed``; with ``by="random"`` clips in any case.
-    PevlError says what is wrong and where.
+    PevlError names the file and the line of what is wrong.
     """
     source = Path(source)
     if not source.exists():
         raise PevlError(
-            f"{source}: there is no such folder or CSV file. Give a folder with one folder of "
-            "clips per action, or a CSV with the columns path and label."
+            f"{source}: no such folder or CSV file; hint: give a folder with one folder of clips "
+            "per action, or a CSV with the columns path and label."
         )
     texts: dict[str, tuple[str, ...]] = {}
     if source.is_dir() and (source / "manifest.csv").is_file():
@@ -108,7 +114,7 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
         how = "whole groups" if whole else "drawn at random"
         drawn = (f"no split given: held out {held} of {len(items)} clips ({how}) to validate",)
     elif not all(item.split for item in items):
-        raise PevlError(f"{source}: some clips have a split and some have none; say it for all.")
+        raise PevlError(f"{source}: some clips have a split and some have none; give all one.")
     if not any(item.split == "train" for item in items):
         raise PevlError(f"{source}: no clip is in the split 'train'.")
     warnings = _leaks(items)
@@ -121,7 +127,7 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
 
 
 def write_missing(path: Path, items: Sequence[Item]) -> None:
-    """A CSV of listed clips that are not on disk."""
+    """Write a CSV of missing clips: name, label, split, expected path."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("name", "label", "split", "expected"))
@@ -132,13 +138,16 @@ def write_missing(path: Path, items: Sequence[Item]) -> None:
 
 
 def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Manifest:
-    """The manifest with the order, texts and prompt of a label file, which must name its labels."""
-    ours, theirs = set(manifest.labels.names), set(labels.names)
-    if ours != theirs:
-        absent = ", ".join(f"'{n}'" for n in sorted(ours - theirs)[:3])
-        extra = ", ".join(f"'{n}'" for n in sorted(theirs - ours)[:3])
+    """The manifest with the order, texts and prompt of the labels of a file, ``source``.
+
+    PevlError unless they have the same names.
+    """
+    in_manifest, in_file = set(manifest.labels.names), set(labels.names)
+    if in_manifest != in_file:
+        absent = ", ".join(f"'{n}'" for n in sorted(in_manifest - in_file)[:3])
+        extra = ", ".join(f"'{n}'" for n in sorted(in_file - in_manifest)[:3])
         raise PevlError(
-            f"{source}: does not name the labels of {manifest.source}"
+            f"{source}: its labels are not those of {manifest.source}"
             + (f"; missing {absent}" if absent else "")
             + (f"; without clips {extra}" if extra else "")
             + "."
@@ -149,38 +158,41 @@ def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Man
 def hold_out(
     items: Sequence[Item], seed: int, share: float = 0.2, by: HoldOut = "group"
 ) -> list[Item]:
-    """Put about ``share`` of each class in "val", the rest in "train".
+    """Put about ``share`` of each class in the split "val", the rest in "train".
 
-    Whole groups at a time, or with ``by="random"`` single clips.
+    Whole groups at a time, or with ``by="random"`` single clips. Every class keeps a training clip.
     """
     random = Random(seed)
     by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, item in enumerate(items):
         group = item.group if by == "group" else ""
         by_label[item.label][group or f"\0{i}"].append(i)
-    held: set[str] = set()  # a group may hold several classes: it goes one way in all of them
-    chosen: set[int] = set()
+    held: set[str] = set()  # groups; one of several classes is in the same split in all of them
     for groups in by_label.values():
         total = sum(len(g) for g in groups.values())
         wanted = min(math.ceil(total * share), total - 1)
-        got = sum(len(members) for name, members in groups.items() if name in held)
+        count = sum(len(members) for name, members in groups.items() if name in held)
         names = [n for n in groups if n not in held]
         random.shuffle(names)
         for name in names:
-            if got >= wanted:
+            if count >= wanted:
                 break
             if any(g.keys() <= held | {name} for g in by_label.values()):
-                continue  # some class would keep nothing to train on
+                continue  # some class would have no training clip
             held.add(name)
-            got += len(groups[name])
-    for groups in by_label.values():
-        for name, members in groups.items():
-            if name in held:
-                chosen.update(members)
-    return [replace(it, split="val" if i in chosen else "train") for i, it in enumerate(items)]
+            count += len(groups[name])
+    val = {
+        i
+        for groups in by_label.values()
+        for name, members in groups.items()
+        if name in held
+        for i in members
+    }
+    return [replace(item, split="val" if i in val else "train") for i, item in enumerate(items)]
 
 
 def _leaks(items: Sequence[Item]) -> list[str]:
+    """A warning where splits divide groups, or none."""
     splits: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.group:
@@ -189,8 +201,8 @@ def _leaks(items: Sequence[Item]) -> list[str]:
     if not shared:
         return []
     return [
-        f"{len(shared)} groups (such as '{shared[0]}') stand in more than one split: "
-        "results will look better than they are"
+        f"{len(shared)} groups (such as '{shared[0]}') are in more than one split, so figures will "
+        "be optimistic"
     ]
 
 
@@ -206,8 +218,8 @@ def _read_folder(root: Path) -> list[Item]:
     if len(split_folders) > 1 and not with_splits:
         other = next(p.name for p in parts if p not in split_folders)
         raise PevlError(
-            f"{root}: '{other}' stands beside '{split_folders[0].name}': give either one folder "
-            "per action, or only the folders of the splits."
+            f"{root}: '{other}' stands beside '{split_folders[0].name}'; hint: give one folder per "
+            "action, or only the folders of the splits."
         )
     items = []
     for top in split_folders if with_splits else [root]:
@@ -217,8 +229,8 @@ def _read_folder(root: Path) -> list[Item]:
             items += [Item(clip, folder.name, split, name=_name(clip, root)) for clip in clips]
     if not items:
         raise PevlError(
-            f"{root}: no clips found. Put one folder per action in it, with that action's clips: "
-            f"{root.name}/squat/001.mp4, {root.name}/lunge/001.mp4, ..."
+            f"{root}: no clips found; hint: put one folder per action in it, with that action's "
+            f"clips: {root.name}/squat/001.mp4, {root.name}/lunge/001.mp4, ..."
         )
     return items
 
@@ -233,6 +245,7 @@ def _without_suffix(path: str) -> str:
 
 
 def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
+    """The clips; the texts of their labels go into ``texts``."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -253,7 +266,9 @@ def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
     for line, row in rows:
         where = f"{path} line {line}"
         if None in row:
-            raise PevlError(f"{where}: more cells than columns; put a text with commas in quotes.")
+            raise PevlError(
+                f"{where}: more cells than columns; hint: put a text with commas in quotes."
+            )
         cell = {k.strip(): (v or "").strip() for k, v in row.items() if k is not None}
         if not any(cell.values()):
             continue

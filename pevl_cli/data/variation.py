@@ -1,4 +1,7 @@
-"""TODO."""
+"""One random variation of a sample, as training shows it.
+
+Shapes: T video frames, S pose frames, J joints; see `pevl_cli/model/__init__.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import numpy as np
 import torch
 
 from pevl_cli.data.augmentation import Augmentation
-from pevl_cli.data.samples import Sample, _cut
+from pevl_cli.data.samples import Sample, cut_view
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 
@@ -14,41 +17,47 @@ from pevl_cli.model.features import Batch
 def vary(
     sample: Sample, config: ModelConfig, augmentation: Augmentation, rng: np.random.Generator
 ) -> Batch:
-    """One random variation as a batch of one, for training."""
+    """A random variation of the sample as a batch of one; the same for the same state of ``rng``.
+
+    Never are video and pose lost together: a sample without any seen joint keeps its video.
+    """
     a = augmentation
     shift = rng.uniform(-a.shift, a.shift, 2) * sample.side_px
     scale = np.exp(rng.uniform(-a.scale, a.scale))
     turn = rng.uniform(-a.turn_deg, a.turn_deg)
     times = _time_map(rng, len(sample.joints), a.shortest)
     mirrored = a.mirror and rng.random() < 0.5
-    batch = _cut(sample, config, shift, scale, turn, mirrored, times)
+    batch = cut_view(sample, config, shift, scale, turn, mirrored, times)
     frames, joints = batch.frames, batch.joints
     assert joints is not None
     if frames is not None and sample.frames is not None:
         frames = _recolour(frames, a, rng)
     noise = torch.from_numpy(rng.normal(0, a.joint_noise, (*joints.shape[:-1], 2))).float()
-    lost = torch.from_numpy(rng.random(joints.shape[:-1]) < a.joint_dropout)
-    visible = joints[..., 2] * ~lost
+    dropped = torch.from_numpy(rng.random(joints.shape[:-1]) < a.joint_dropout)
+    visible = joints[..., 2] * ~dropped
     joints = torch.cat([joints[..., :2] + noise, visible[..., None]], -1)
-    drawn = rng.random()
+    stream = rng.random()
     if frames is None or sample.frames is None:
         return Batch(frames, joints, batch.has_video)
-    if drawn < a.stream_dropout and (joints[..., 2] > 0).any():
+    if stream < a.stream_dropout and (joints[..., 2] > 0).any():
         return Batch(torch.zeros_like(frames), joints, torch.tensor([False]))
-    if drawn > 1 - a.stream_dropout:
+    if stream > 1 - a.stream_dropout:
         joints = joints * torch.tensor([1.0, 1.0, 0.0])
     return Batch(frames, joints, torch.tensor([True]))
 
 
 def _time_map(rng: np.random.Generator, count: int, shortest: float) -> np.ndarray:
-    """Which of the pose frames to show at each place: a random part of the clip, stretched."""
+    """The pose frame shown at each of ``count`` times, (count,) int: a random part, stretched."""
     length = rng.uniform(shortest, 1) * (count - 1)
     first = rng.uniform(0, count - 1 - length)
     return np.round(np.linspace(first, first + length, count)).astype(int)
 
 
 def _recolour(frames: torch.Tensor, a: Augmentation, rng: np.random.Generator) -> torch.Tensor:
-    """Light, contrast, colour, grey and a blank rectangle, the same in all frames; uint8."""
+    """Brightness, contrast, colour, grey and a blank rectangle, the same in all frames.
+
+    frames (1, T, 3, H, W) uint8 -> the same shape and type.
+    """
     x = frames.float()
     grey = x.mean(2, keepdim=True)
     colour = 0.0 if rng.random() < a.grey else 1 + rng.uniform(-a.colour, a.colour)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Figures of checkpoints: measured, compared, reported, and the paper's ablations."""

@@ -1,7 +1,7 @@
 """The variants of the paper's Tables 4 to 9, trained and measured, beside the paper's figures.
 
-Every variant is the chosen config with some parts switched, trained by one schedule; its figures
-are those of the last epoch, so that nothing is chosen on the clips it is measured on.
+A variant is the config with some fields changed; all are trained by the same schedule. Figures are
+those of the last epoch, so no epoch is chosen on the clips that are measured.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from pevl_cli.evaluation.benchmark import benchmark
 from pevl_cli.evaluation.cost import Cost, cost_of
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.files import PoseStore
+from pevl_cli.training.progress import Event
 from pevl_cli.training.run_folder import data_hash, has_state
 from pevl_cli.training.settings import TrainSettings
-from pevl_cli.training.train import fitted, train
-from pevl_cli.training.trainer import Event
+from pevl_cli.training.train import adapt_settings, train
 
-ONE_LEVEL: dict[str, Any] = {  # what comes before the SGMC module: joined features, plain contrast
+# Before the SGMC module: concatenated features, vanilla contrast.
+ONE_LEVEL: dict[str, Any] = {
     "similarities": ("concat",),
     "semantic_loss": False,
 }
@@ -39,7 +40,7 @@ NO_ADAPTERS: dict[str, Any] = {
     "pose_adapters": False,
     "text_adapters": False,
 }
-# Every distinct variant once, by the name of its folder: tables share them.
+# Changes to the config, by the name of the variant's folder. Tables share variants.
 VARIANTS: dict[str, dict[str, Any]] = {
     "pevl": {},
     "baseline": ONE_LEVEL | NO_UCMR | NO_ADAPTERS | {"pose": False},
@@ -75,15 +76,19 @@ VARIANTS["p-heatmaps"] = VARIANTS["p"] | {"pose_features": "heatmap"}
 
 @dataclass(frozen=True)
 class Row:
+    """A row of one of the paper's tables."""
+
     title: str
-    variant: str
+    variant: str  # in VARIANTS
     paper_top1: float | None = None  # in %, on Diving48, ViT-B/16
     paper_top5: float | None = None
 
 
 @dataclass(frozen=True)
 class Ablation:
-    table: int  # of the paper
+    """One of the paper's tables."""
+
+    table: int  # its number
     title: str
     rows: tuple[Row, ...]
     costs: bool = False  # the paper's table has GFLOPs and tunable parameters
@@ -166,18 +171,18 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 @dataclass
-class Measured:
-    """One row of a table, over its seeds."""
+class RowFigures:
+    """The measured figures of a row, in [0, 1], one a seed."""
 
     row: Row
     config: ModelConfig
     top1: list[float] = field(default_factory=list)
     top5: list[float] = field(default_factory=list)
     mean_class: list[float] = field(default_factory=list)
-    cost: Cost | None = None
+    cost: Cost | None = None  # where the paper's table has it
 
 
-Listener = Callable[[str, Event], None]
+Listener = Callable[[str, Event], None]  # the run's folder name, and what happens in it
 
 
 def ablate(
@@ -187,90 +192,86 @@ def ablate(
     poses: PoseStore | None,
     seeds: Sequence[int],
     listener: Listener = lambda variant, event: None,
-) -> list[Measured]:
+) -> list[RowFigures]:
     """Train and measure every variant of one of the paper's tables, with each seed.
 
-    Runs lie below the settings' folder, one a variant and seed. What lies there already is read,
-    and a run that was stopped goes on, so that a second call continues the first.
-    UsageError when a variant does not fit the config. KeyboardInterrupt leaves all that was done.
+    ``name`` is a key of ABLATIONS. Runs lie below the settings' folder, one a variant and seed. A
+    finished run is read and a stopped one is continued, so a second call continues the first.
+
+    UsageError when a variant does not fit the config, or a folder holds a run with other settings;
+    KeyboardInterrupt keeps all runs so far.
     """
-    # Joints as they were recorded; all else as it is chosen, also where there are poses alone.
-    seen = fitted(settings, manifest, poses).model
-    model = settings.model.model_copy(update={"layout": seen.layout, "joints": seen.joints})
-    settings = settings.model_copy(update={"model": model})
-    if not seen.video and name != "pose-input":
-        raise UsageError(f"--ablation {name}: {manifest.source} has no videos, and it is of them.")
-    found = []
+    # From the data only the joints: what else fits poses alone is a variant of the table.
+    adapted = adapt_settings(settings, manifest, poses).model
+    joints = {"layout": adapted.layout, "joints": adapted.joints}
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update=joints)})
+    if not adapted.video and name != "pose-input":
+        raise UsageError(
+            f"pevl ablate {name}: this table compares models of videos, and {manifest.source} has "
+            "none; hint: pevl ablate pose-input."
+        )
+    table = []
     for row in ABLATIONS[name].rows:
-        variant = _first_like(row.variant, settings.model)
-        one = Measured(row, _config(settings.model, VARIANTS[variant]))
+        variant = _first_equal(row.variant, settings.model)
+        figures = RowFigures(row, _config(settings.model, VARIANTS[variant]))
         for seed in seeds:
             folder = settings.folder / f"{variant}-seed{seed}"
-            got = _measure(folder, settings, one.config, seed, manifest, poses, listener)
-            one.top1.append(got["top1"])
-            one.top5.append(got["top5"])
-            one.mean_class.append(got["mean_class"])
+            run = _run_settings(settings, figures.config, folder, seed)
+            result = _measure(run, manifest, poses, listener)
+            figures.top1.append(result["top1"])
+            figures.top5.append(result["top5"])
+            figures.mean_class.append(result["mean_class"])
         if ABLATIONS[name].costs:
-            config = one.config.model_copy(update={"classes": len(manifest.labels)})
-            one.cost = cost_of(config, manifest.labels)
-        found.append(one)
-    return found
+            config = figures.config.model_copy(update={"classes": len(manifest.labels)})
+            figures.cost = cost_of(config, manifest.labels)
+        table.append(figures)
+    return table
 
 
 def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """The config with the changes. UsageError when they contradict it."""
     try:
-        # `classes` is known once the data set is.
+        # The number of classes is set by training.
         return ModelConfig.model_validate(config.model_dump() | {"classes": 1} | dict(changes))
     except ValidationError as error:
-        told = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--ablation: {changes} does not fit these settings: {told}.") from error
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"pevl ablate: {changes} does not fit these settings: {reason}."
+        ) from error
 
 
-def _first_like(variant: str, config: ModelConfig) -> str:
-    """The first variant that makes the same model: `mini`, say, has no Eq. (5) to begin with."""
+def _first_equal(variant: str, config: ModelConfig) -> str:
+    """The first variant that gives the same model: without Eq. (5) in `mini`, say, two do."""
     wanted = _config(config, VARIANTS[variant])
     return next(v for v, changes in VARIANTS.items() if _config(config, changes) == wanted)
 
 
+def _run_settings(
+    settings: TrainSettings, config: ModelConfig, folder: Path, seed: int
+) -> TrainSettings:
+    run = settings.run.model_copy(update={"out": folder, "seed": seed})
+    return settings.model_copy(update={"model": config, "run": run})
+
+
 def _measure(
-    folder: Path,
-    settings: TrainSettings,
-    config: ModelConfig,
-    seed: int,
-    manifest: Manifest,
-    poses: PoseStore | None,
-    listener: Listener,
-) -> dict[str, float]:
-    own = settings.model_copy(
-        update={
-            "model": config,
-            "run": settings.run.model_copy(update={"out": folder, "seed": seed}),
-        }
+    settings: TrainSettings, manifest: Manifest, poses: PoseStore | None, listener: Listener
+) -> dict[str, Any]:
+    """The figures of one run, trained unless that was done before."""
+    folder = settings.folder
+    file = folder / "figures.json"
+    # What has to be the same in all runs of a table, beside the seed.
+    made_by = settings.model_dump(
+        mode="json", exclude={"run": True, "data": {"workers", "cache_gb"}}
     )
-    made_by = own.model_dump(mode="json", exclude={"run": True, "data": {"workers", "cache_gb"}})
     made_by |= {
         "data set": data_hash(manifest),
         "poses": None if poses is None else poses.digest(),
         "precision": settings.run.precision,
     }
-    done = folder / "figures.json"
-    figures: dict[str, Any]
-    if done.exists():
-        try:
-            figures = json.loads(done.read_text(encoding="utf-8"))
-            before = figures["made_by"]
-            float(figures["top1"] + figures["top5"] + figures["mean_class"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PevlError(f"{done}: is damaged ({error!r}); remove it.") from error
-        for part, now in made_by.items():
-            if before.get(part) != now:
-                raise UsageError(
-                    f"{folder}: was made with another '{part}'. All rows of a table need the same: "
-                    "name another folder with --out, or remove this one."
-                )
-        return figures
+    if file.exists():
+        return _read_figures(file, made_by)
     result = train(
-        own,
+        settings,
         lambda event: listener(folder.name, event),
         resume=has_state(folder),
         manifest=manifest,
@@ -286,26 +287,42 @@ def _measure(
         device=settings.run.device,
     )
     outcome = benchmark(manifest, recogniser, str(folder / "last"), poses)
-    got = outcome.accuracy
     figures = {
-        "top1": got.top1,
-        "top5": got.top5,
-        "mean_class": got.mean_class,
+        "top1": outcome.accuracy.top1,
+        "top5": outcome.accuracy.top5,
+        "mean_class": outcome.accuracy.mean_class,
         "split": outcome.split,
-        "clips": got.count,
+        "clips": outcome.accuracy.count,
         "minutes": round(result.seconds / 60, 2),
         "made_by": made_by,
     }
-    with write_aside(done) as temporary:
+    with write_aside(file) as temporary:
         temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    for heavy in ("state.pt", "state.older.pt"):  # there is nothing left to continue
-        (folder / heavy).unlink(missing_ok=True)
+    for state in ("state.pt", "state.older.pt"):  # large, and nothing is left to continue
+        (folder / state).unlink(missing_ok=True)
     shutil.rmtree(folder / "best", ignore_errors=True)
     return figures
 
 
-def told(settings: TrainSettings, manifest: Manifest) -> str:
-    """What all rows of a table have in common, for its heading."""
+def _read_figures(file: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a finished run. PevlError when damaged, UsageError for other settings."""
+    try:
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        stored = figures["made_by"]
+        float(figures["top1"] + figures["top5"] + figures["mean_class"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PevlError(f"{file}: is damaged ({error!r}); remove it.") from error
+    for part, value in made_by.items():
+        if stored.get(part) != value:
+            raise UsageError(
+                f"{file.parent}: was made with another '{part}', and all rows of a table need the "
+                "same; hint: name another folder with --out, or remove this one."
+            )
+    return figures
+
+
+def table_title(settings: TrainSettings, manifest: Manifest) -> str:
+    """What all rows of a table have in common: data set, config, frames, schedule."""
     optim, config = settings.optim, settings.model
     return (
         f"{manifest.title}, `{config.name}`, {config.video_frames} + {config.pose_frames} frames, "
@@ -313,10 +330,10 @@ def told(settings: TrainSettings, manifest: Manifest) -> str:
     )
 
 
-def markdown(name: str, found: Sequence[Measured], title: str) -> str:
-    """One table, ours beside the paper's."""
+def markdown(name: str, table: Sequence[RowFigures], title: str) -> str:
+    """The table with our figures beside the paper's; ``title`` as `table_title` gives it."""
     ablation = ABLATIONS[name]
-    seeds = len(found[0].top1)
+    seeds = len(table[0].top1)
     lines = [
         f"### Table {ablation.table}: {ablation.title}",
         "",
@@ -328,16 +345,18 @@ def markdown(name: str, found: Sequence[Measured], title: str) -> str:
     if ablation.costs:
         head += ["GFLOPs", "tunable (M)"]
     lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for one in found:
-        row = one.row
-        cells = [row.title, *(_spread(v) for v in (one.top1, one.top5, one.mean_class))]
+    for figures in table:
+        row = figures.row
+        measured = (figures.top1, figures.top5, figures.mean_class)
+        cells = [row.title, *(_mean_and_deviation(values) for values in measured)]
         cells += ["" if v is None else f"{v:.1f}" for v in (row.paper_top1, row.paper_top5)]
-        if one.cost is not None:
-            cells += [f"{one.cost.gflops['all']:.2f}", f"{one.cost.tunable['all'] / 1e6:.2f}"]
+        if figures.cost is not None:
+            cost = figures.cost
+            cells += [f"{cost.gflops['all']:.2f}", f"{cost.tunable['all'] / 1e6:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: Sequence[float]) -> str:
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{100 * np.mean(values):.1f} ± {100 * spread:.1f}"
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"

@@ -1,4 +1,4 @@
-"""Two or more results of `pevl benchmark` side by side, clip by clip."""
+"""Results of `pevl benchmark` compared, clip by clip."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.outcome import FORMAT
 from pevl_cli.metrics import Paired, paired
 
-SHOWN = 12  # labels and clips that differ, told
+SHOWN = 12  # differing labels and clips that are listed at most
 
 
 @dataclass(frozen=True)
 class Result:
-    """What of a `result.json` is compared."""
+    """The parts of a result.json that are compared."""
 
-    name: str
-    path: str
+    name: str  # of the folder or file
+    path: str  # as it was given
     dataset: str
     split: str
     top1: float
     top5: float
     mean_class: float
     calibration_error: float
-    low: float  # of top-1
+    low: float  # 95 % interval of top-1
     high: float
     answers: dict[str, tuple[str, str]]  # clip -> right label, given label
-    groups: dict[str, str]
+    groups: dict[str, str]  # clip -> group
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One result beside the first, on the clips that both have."""
+    """One result against the first, on the clips that both have."""
 
     name: str
     clips: int
     paired: Paired | None  # None without such clips
     labels: list[tuple[str, int, int]]  # label, clips only the first has right, only this one
-    only_first: list[str]  # clips
+    only_first: list[str]  # clips that only the first has right
     only_this: list[str]
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two or more results, and how each differs from the first."""
+
     results: list[Result]
     differences: list[Difference]  # of the second, the third, ... from the first
 
@@ -64,11 +66,11 @@ class Comparison:
     )
 
     def rows(self) -> list[list[str]]:
-        """As text, with the mean over all below."""
-        out = []
+        """A table's cells below `HEAD`, figures in %; the last row has mean and deviation."""
+        rows = []
         for r in self.results:
             figures = (r.top5, r.mean_class, r.calibration_error)
-            out.append(
+            rows.append(
                 [
                     *(r.name, f"{r.dataset} {r.split}", f"{len(r.answers):,}"),
                     f"{100 * r.top1:.1f} ({100 * r.low:.1f}–{100 * r.high:.1f})",
@@ -83,10 +85,10 @@ class Comparison:
             f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
             for values in columns
         ]
-        return [*out, [f"mean of {len(out)}", "", "", *mean]]
+        return [*rows, [f"mean of {len(rows)}", "", "", *mean]]
 
-    def told(self) -> list[str]:
-        """The differences in sentences."""
+    def sentences(self) -> list[str]:
+        """The differences, a line each; lines that belong to the one above are indented."""
         lines = []
         first = self.results[0]
         for d in self.differences:
@@ -100,8 +102,8 @@ class Comparison:
                 f"{100 * p.interval.high:+.1f}); only it is right in {p.only_second}, only "
                 f"{first.name} in {p.only_first}; McNemar's exact test: p = {p.p_value:.3g}."
             )
-            for label, lost, won in d.labels[:SHOWN]:
-                lines.append(f"  {label}: {won} gained, {lost} lost")
+            for label, lost, gained in d.labels[:SHOWN]:
+                lines.append(f"  {label}: {gained} gained, {lost} lost")
             for word, clips in (("gained", d.only_this), ("lost", d.only_first)):
                 if clips:
                     more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
@@ -109,15 +111,16 @@ class Comparison:
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        facts = asdict(self)
-        for result in facts["results"]:
+        """For JSON, without each clip's answer."""
+        content = asdict(self)
+        for result in content["results"]:
             result["clips"] = len(result.pop("answers"))
             del result["groups"]
-        return facts
+        return content
 
 
 def read_result(path: Path) -> Result:
-    """A result by its folder or its JSON. PevlError when it is none."""
+    """Read a result.json, given by its folder or path. PevlError when it cannot be used."""
     file = path / "result.json" if path.is_dir() else path
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -127,24 +130,21 @@ def read_result(path: Path) -> Result:
         raise PevlError(f"{file}: cannot be read as a result ({error}).") from error
     try:
         if raw["format"] != FORMAT:
-            age, remedy = (
-                ("a newer", "update it")
-                if raw["format"] > FORMAT
-                else ("an older", "measure again")
-            )
-            raise PevlError(f"{file}: made by {age} pevl (format {raw['format']}); {remedy}.")
-        got, sure = raw["accuracy"], raw["intervals"]["top1"]
+            newer = raw["format"] > FORMAT
+            age, hint = ("a newer", "update pevl") if newer else ("an older", "measure again")
+            raise PevlError(f"{file}: made by {age} pevl (format {raw['format']}); hint: {hint}.")
+        accuracy, interval = raw["accuracy"], raw["intervals"]["top1"]
         return Result(
             name=file.resolve().parent.name if file.name == "result.json" else file.stem,
             path=str(path),
             dataset=raw["dataset"],
             split=raw["split"],
-            top1=float(got["top1"]),
-            top5=float(got["top5"]),
-            mean_class=float(got["mean_class"]),
+            top1=float(accuracy["top1"]),
+            top5=float(accuracy["top5"]),
+            mean_class=float(accuracy["mean_class"]),
             calibration_error=float(raw["reliability"]["error"]),
-            low=float(sure["low"]),
-            high=float(sure["high"]),
+            low=float(interval["low"]),
+            high=float(interval["high"]),
             answers={c["clip"]: (c["label"], c["predictions"][0][0]) for c in raw["clips"]},
             groups={c["clip"]: c["group"] for c in raw["clips"]},
         )
@@ -153,49 +153,53 @@ def read_result(path: Path) -> Result:
 
 
 def compare(results: Sequence[Result]) -> Comparison:
-    """The first beside each of the others. UsageError for fewer than two."""
+    """Compare the first with each of the others. UsageError for fewer than two, or one twice."""
     if len(results) < 2:
-        raise UsageError("--compare needs two or more folders of results: --compare RUN RUN.")
-    if len({r.name for r in results}) < len(results):  # told apart by the whole path
+        raise UsageError("two or more folders of results are needed; hint: pevl compare RUN RUN.")
+    if len({r.name for r in results}) < len(results):  # the whole path tells them apart
         results = [replace(r, name=r.path) for r in results]
     if len({r.name for r in results}) < len(results):
-        raise UsageError("--compare: the same result was named twice.")
+        raise UsageError("pevl compare: the same result was given twice.")
     return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
 
 
 def _difference(first: Result, other: Result) -> Difference:
-    # One name may mean another clip in another data set; the label tells.
+    # A name may mean another clip in another data set, which mostly has another label.
     common = [
         clip
         for clip, (label, _) in first.answers.items()
         if other.answers.get(clip, ("", ""))[0] == label
     ]
-    one, two = (
+    first_right, other_right = (
         np.array([r.answers[c][0] == r.answers[c][1] for c in common], bool) for r in (first, other)
     )
-    lost = [common[i] for i in np.flatnonzero(one & ~two)]
-    won = [common[i] for i in np.flatnonzero(two & ~one)]
+    lost = [common[i] for i in np.flatnonzero(first_right & ~other_right)]
+    gained = [common[i] for i in np.flatnonzero(other_right & ~first_right)]
     losses = Counter(first.answers[c][0] for c in lost)
-    wins = Counter(first.answers[c][0] for c in won)
-    labels = [(label, losses[label], wins[label]) for label in sorted(losses.keys() | wins.keys())]
+    gains = Counter(first.answers[c][0] for c in gained)
+    names = sorted(losses.keys() | gains.keys())
+    labels = [(name, losses[name], gains[name]) for name in names]
     labels.sort(key=lambda row: -abs(row[2] - row[1]))
+    groups = [first.groups[c] for c in common]
     return Difference(
         name=other.name,
         clips=len(common),
-        paired=paired(one, two, [first.groups[c] for c in common]) if common else None,
+        paired=paired(first_right, other_right, groups) if common else None,
         labels=labels,
         only_first=lost,
-        only_this=won,
+        only_this=gained,
     )
 
 
-def markdown(found: Comparison) -> str:
-    head = "| " + " | ".join(found.HEAD) + " |\n|---|---|" + "---:|" * (len(found.HEAD) - 2)
+def markdown(comparison: Comparison) -> str:
+    """The table and the differences as Markdown."""
+    columns = comparison.HEAD
+    head = "| " + " | ".join(columns) + " |\n|---|---|" + "---:|" * (len(columns) - 2)
     rows = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        for cells in found.rows()
+        for cells in comparison.rows()
     ]
-    told = [
-        f"- {line.strip()}" if line[0] != " " else f"  - {line.strip()}" for line in found.told()
+    points = [
+        f"- {line}" if line[0] != " " else f"  - {line.strip()}" for line in comparison.sentences()
     ]
-    return "\n".join([head, *rows, "", *told]) + "\n"
+    return "\n".join([head, *rows, "", *points]) + "\n"

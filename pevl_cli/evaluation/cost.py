@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds by part, time and memory of a clip."""
+"""What a model costs: parameters and multiply-adds, by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
 
-# Beginnings of weights' names; what is none of these serves several parts.
+# First components of parameter names; any other parameter is shared by several parts.
 PARTS = {
     "video_adapters": "video",
     "pose_embedding": "pose",
@@ -29,19 +29,18 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """By part, and "all": parameters, those that training moves, and 10⁹ multiply-adds a view."""
+    """By part, and of "all" parts together."""
 
     parameters: dict[str, int]
-    tunable: dict[str, int]
-    gflops: dict[str, float]
+    tunable: dict[str, int]  # parameters that training changes
+    gflops: dict[str, float]  # 10⁹ multiply-adds, for one view of one clip
 
 
 def cost_of(config: ModelConfig, labels: LabelSet) -> Cost:
-    """Counted, not run: on torch's meta device.
+    """Count on torch's meta device, without computing anything.
 
-    "shared" parameters are those of the blocks that serve video and pose (Sec. 4.1). A label set's
-    texts are encoded once, not for each clip; their multiply-adds stand under "text", as in the
-    paper's Table 7.
+    "shared" are the blocks that serve video and pose (Sec. 4.1). "text" has the multiply-adds of
+    all texts of the label set, as in the paper's Table 7, though they are encoded only once.
     """
     with torch.device("meta"):
         model = PeVL(config)
@@ -78,7 +77,7 @@ def _gflops(
     if pose:
         joints = torch.ones(1, config.pose_frames, config.joints, 3, device="meta")
     with FlopCounterMode(display=False) as counter:
-        # In training mode and with gradients, as fused kernels hide their count.
+        # Training mode and gradients: fused kernels are not counted.
         model.train()
         if video or pose:
             model.encode(Batch(frames, joints))

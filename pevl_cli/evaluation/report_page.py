@@ -1,6 +1,6 @@
 """The report of a benchmark: a Markdown table beside the paper's rows, and one HTML page.
 
-The page needs nothing but itself: plots, pictures and the program that draws them are inside.
+The page loads nothing from outside: charts, pictures and the plotting program are inside.
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ from pevl_cli.errors import PevlError
 from pevl_cli.evaluation.benchmark import clip_names
 from pevl_cli.evaluation.outcome import ClipResult, Outcome
 from pevl_cli.media.video import sample_clip
+from pevl_cli.metrics import Interval
 from pevl_cli.output.draw import filmstrip, stored_filmstrip
 from pevl_cli.pose.files import PoseStore
 from pevl_cli.recognise import Recogniser
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_page.html"
-MISTAKES = 24  # shown with their frames
-PAIRS = 20  # of labels that are mixed up, listed
-TICKED_CLASSES = 60  # more labels than these stand beside the matrix only when looked at closely
-LABEL_LENGTH = 40  # of a label beside a chart, in letters
+MISTAKES = 24  # wrong answers that are shown with their frames, at most
+PAIRS = 20  # pairs of confused labels that are listed, at most
+TICKED_CLASSES = 60  # with more, the confusion matrix shows labels only when zoomed in
+LABEL_LENGTH = 40  # letters of a label beside a chart
 PERCENT = 100
 
 
 @dataclass(frozen=True)
 class Published:
+    """A published row, in %."""
+
     method: str
     top1: float | None
     mean_class: float | None = None
 
 
-# In %, from the paper's Tables 1 to 3; its own rows last.
+# From the paper's Tables 1 to 3; the paper's own models last.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "diving48": (
         Published("ORViT TimeSformer", 88.0),
@@ -90,7 +93,11 @@ def write_report(
     recogniser: Recogniser,
     poses: PoseStore | None,
 ) -> None:
-    """`result.json`, `table.md` and `report.html` into a folder, each whole or not at all."""
+    """Write `result.json`, `table.md` and `report.html`, each whole or not at all.
+
+    The manifest, recogniser and poses are those of the outcome; frames of mistakes come from them.
+    PevlError when the folder cannot be written.
+    """
     strips = mistake_strips(outcome, manifest, recogniser, poses)
     texts = {
         "result.json": json.dumps(outcome.as_dict(), indent=1, ensure_ascii=False),
@@ -106,53 +113,59 @@ def write_report(
 
 
 def markdown(outcome: Outcome) -> str:
-    """One table: the paper's rows for this data set, and ours."""
+    """A table of the paper's rows for this data set and ours, and the facts below it."""
     head = "| method | top-1 | top-5 | mean class |\n|---|---:|---:|---:|"
     rows = [
         f"| {p.method} (paper) | {_percent(p.top1)} | | {_percent(p.mean_class)} |"
         for p in PUBLISHED.get(outcome.dataset, ())
     ]
-    got, sure = outcome.accuracy, outcome.intervals
+    accuracy, intervals = outcome.accuracy, outcome.intervals
     cells = (
-        f"**{PERCENT * got.top1:.1f}** ({_between(sure['top1'])})",
-        f"{PERCENT * got.top5:.1f}",
-        f"**{PERCENT * got.mean_class:.1f}** ({_between(sure['mean_class'])})",
+        f"**{PERCENT * accuracy.top1:.1f}** ({_range(intervals['top1'])})",
+        f"{PERCENT * accuracy.top5:.1f}",
+        f"**{PERCENT * accuracy.mean_class:.1f}** ({_range(intervals['mean_class'])})",
     )
     name = outcome.checkpoint.replace("|", "\\|")
     rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    told = [f"- {line}" for line in facts(outcome)]
-    return "\n".join([f"### {outcome.dataset}", "", head, *rows, "", *told]) + "\n"
+    points = [f"- {line}" for line in facts(outcome)]
+    return "\n".join([f"### {outcome.dataset}", "", head, *rows, "", *points]) + "\n"
 
 
 def facts(outcome: Outcome) -> list[str]:
-    """What another has to know to trust and repeat the figures."""
-    made = outcome.made
-    training = made["training"]
+    """What a reader needs to judge and repeat the figures, a line each."""
+    provenance = outcome.provenance
+    training = provenance["training"]
     by = f"over {outcome.groups} groups" if outcome.groups else "over clips"
     views = "one view" if outcome.views == 1 else f"{outcome.views} crops, one clip"
     lines = [
         f"split {outcome.split}, {outcome.accuracy.count:,} clips, {views}; "
-        + (f"incomplete: {outcome.incomplete}" if outcome.incomplete else "all clips were there"),
-        f"in %; in brackets 95 % intervals, by bootstrap {by}",
-        f"checkpoint `{outcome.checkpoint}`: config {made['config']}, trained on "
-        f"{training['data'] or 'data it does not name'}, seed {training['seed']}, "
+        + (f"incomplete: {outcome.incomplete}" if outcome.incomplete else "all clips present"),
+        f"in %; 95 % intervals in brackets, by bootstrap {by}",
+        f"checkpoint `{outcome.checkpoint}`: config {provenance['config']}, trained on "
+        f"{training['data'] or 'unknown data'}, seed {training['seed']}, "
         f"{training['epochs_done']} epochs",
-        f"scores: {outcome.fitted_on or 'temperature as trained'}"
-        f", calibration error {PERCENT * outcome.reliability.error:.1f} %",
-        f"poses: {_pose_source(made)}",
-        f"pevl {made['pevl']}, torch {made['torch']}, {made['device']}, {made['precision']}; "
-        f"{made['machine']}; data hash {made['data_hash']}",
+        f"scores: {score_source(outcome)}, "
+        f"calibration error {PERCENT * outcome.reliability.error:.1f} %",
+        f"poses: {_pose_source(provenance)}",
+        f"pevl {provenance['pevl']}, torch {provenance['torch']}, {provenance['device']}, "
+        f"{provenance['precision']}; {provenance['machine']}; data hash {provenance['data_hash']}",
     ]
     if outcome.left_out:
         lines.insert(1, f"{len(outcome.left_out)} clips could not be read and are left out")
     return lines
 
 
-def _pose_source(made: Mapping[str, Any]) -> str:
-    if made["poses"]:
-        return f"recorded ones, hash {made['poses'][:8]}"
-    if made["pose_weights"]:
-        return f"found here, detector's weights {made['pose_weights'][:8]}"
+def score_source(outcome: Outcome) -> str:
+    """How scores come from similarities."""
+    clips = outcome.calibrated_on
+    return f"calibrated on {clips}" if clips else "temperature as trained"
+
+
+def _pose_source(provenance: Mapping[str, Any]) -> str:
+    if provenance["poses"]:
+        return f"stored, hash {provenance['poses'][:8]}"
+    if provenance["pose_weights"]:
+        return f"detected, hash of the weights {provenance['pose_weights'][:8]}"
     return "none"
 
 
@@ -160,7 +173,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _between(interval: Any) -> str:
+def _range(interval: Interval) -> str:
     return f"{PERCENT * interval.low:.1f}–{PERCENT * interval.high:.1f}"
 
 
@@ -168,7 +181,7 @@ def _between(interval: Any) -> str:
 
 
 def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
-    """The whole page; ``strips`` are JPEGs of clips, by name."""
+    """The whole page; ``strips``: JPEG files of clips by name, as `mistake_strips` gives them."""
     charts = {"classes": _class_chart(outcome), "confusion": _confusion_chart(outcome)}
     charts["reliability"] = _reliability_chart(outcome)
     worst = [
@@ -182,16 +195,17 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
         stages = {"decode": speed.decode_s, "pose": speed.pose_s, "model": speed.model_s}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: f"{PERCENT * value:.1f} %"
-    environment.filters["between"] = _between
+    environment.filters["range"] = _range
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         outcome=outcome,
         facts=facts(outcome),
+        score_source=score_source(outcome),
         published=PUBLISHED.get(outcome.dataset, ()),
         worst=worst,
         pairs=outcome.accuracy.confused[:PAIRS],
         parts=[p for p in cost.parameters if p != "all"] + ["all"],
         stages={k: v for k, v in stages.items() if v is not None},
-        # What closes a script must not stand in one, whatever labels are called.
+        # A label must not end the script that it stands in.
         charts={k: v.to_json().replace("<", "\\u003c") for k, v in charts.items()},
         plotly=get_plotlyjs(),
         ticked=TICKED_CLASSES,
@@ -199,7 +213,7 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
 
 
 def worst_mistakes(clips: Sequence[ClipResult]) -> list[ClipResult]:
-    """Wrong answers, those first that were given most surely over the right one."""
+    """The wrong answers with the largest lead in score over the right one, largest first."""
     wrong = [c for c in clips if not c.right]
     return sorted(wrong, key=lambda c: c.score - c.predictions[0][1])[:MISTAKES]
 
@@ -207,7 +221,10 @@ def worst_mistakes(clips: Sequence[ClipResult]) -> list[ClipResult]:
 def mistake_strips(
     outcome: Outcome, manifest: Manifest, recogniser: Recogniser, poses: PoseStore | None
 ) -> dict[str, bytes]:
-    """Frames with joints of the worst mistakes, by the clip's name."""
+    """JPEG filmstrips with joints of the worst mistakes, by the clip's name.
+
+    A clip that can no longer be read has none.
+    """
     names = clip_names(manifest.items)
     items = {names[id(item)]: item for item in manifest.items}
     count = recogniser.model.config.pose_frames
@@ -226,7 +243,7 @@ def mistake_strips(
                 strips[result.clip] = filmstrip(clip, actor)
             elif stored is not None:
                 strips[result.clip] = stored_filmstrip(stored)
-        except (PevlError, OSError):  # no longer readable: told without a picture
+        except (PevlError, OSError):
             continue
     return strips
 
@@ -248,19 +265,22 @@ def _class_chart(outcome: Outcome) -> go.Figure:
         )
     )
     figure.update_layout(height=90 + 24 * len(names), bargap=0.25)
-    figure.update_xaxes(range=[0, 101], dtick=25, title="clips named rightly, %", side="top")
+    figure.update_xaxes(range=[0, 101], dtick=25, title="correct clips, %", side="top")
     figure.update_yaxes(automargin=True, **_categories(names))
     return figure
 
 
 def _categories(names: Sequence[str]) -> dict[str, Any]:
-    """An axis of labels, also if they look like numbers or dates; long ones are cut."""
+    """An axis of labels, never of numbers or dates; long labels are cut."""
     short = [n if len(n) <= LABEL_LENGTH else f"{n[: LABEL_LENGTH - 1]}…" for n in names]
     return {"type": "category", "tickvals": list(names), "ticktext": short}
 
 
 def clustered(confusion: np.ndarray) -> np.ndarray:
-    """An order of classes in which those that are mixed up stand together; (C, C) -> (C,)."""
+    """An order of the classes that puts confused ones side by side.
+
+    confusion (C, C) int, right by given label, -> (C,) class numbers.
+    """
     if len(confusion) < 3:
         return np.arange(len(confusion))
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -273,7 +293,7 @@ def clustered(confusion: np.ndarray) -> np.ndarray:
 
 
 def _confusion_chart(outcome: Outcome) -> go.Figure:
-    """Right label by given label, share of the right label's clips; alike ones stand together."""
+    """Right label by given label, in % of the right label's clips, in `clustered` order."""
     used = {c.label for c in outcome.clips} | {c.predictions[0][0] for c in outcome.clips}
     names = [name for name in outcome.labels if name in used]
     place = {name: i for i, name in enumerate(names)}
@@ -294,8 +314,7 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
             xgap=1 if len(names) <= TICKED_CLASSES else 0,
             ygap=1 if len(names) <= TICKED_CLASSES else 0,
             colorbar={"title": {"text": "% of the row"}, "thickness": 12},
-            hovertemplate="%{y}<br>taken for %{x}<br>"
-            "%{customdata} clips, %{z:.0f} %<extra></extra>",
+            hovertemplate="%{y}<br>named %{x}<br>%{customdata} clips, %{z:.0f} %<extra></extra>",
         )
     )
     few = len(names) <= TICKED_CLASSES
@@ -308,22 +327,22 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
 
 
 def _reliability_chart(outcome: Outcome) -> go.Figure:
-    found = outcome.reliability
+    reliability = outcome.reliability
     figure = go.Figure(
         [
             go.Scatter(
                 x=[0, 100], y=[0, 100], mode="lines", line={"dash": "dot"}, hoverinfo="skip"
             ),
             go.Scatter(
-                x=[PERCENT * v for v in found.score],
-                y=[PERCENT * v for v in found.right],
+                x=[PERCENT * v for v in reliability.score],
+                y=[PERCENT * v for v in reliability.right],
                 mode="lines+markers",
-                hovertemplate="score %{x:.0f} %: right in %{y:.0f} %<extra></extra>",
+                hovertemplate="score %{x:.0f} %: correct in %{y:.0f} %<extra></extra>",
             ),
         ]
     )
     figure.update_layout(height=320, showlegend=False)
-    title = {"text": "answers that are right, %", "standoff": 12}
+    title = {"text": "correct answers, %", "standoff": 12}
     figure.update_xaxes(range=[0, 102], dtick=25, title="score of the answer, %")
     figure.update_yaxes(range=[0, 102], dtick=25, title=title, automargin=True)
     return figure

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Decoding of video files."""

@@ -1,7 +1,7 @@
 """Frames of a video file at chosen times, upright, as RGB arrays.
 
-The only file that decodes. It knows nothing about people, poses or models. Frame *times* rule
-everywhere: a frame's index is its place in presentation order, its time is its own timestamp
+The only file that decodes. It knows nothing about people, poses or models. Frames are chosen by
+time: a frame's index is its place in presentation order, its time is its own timestamp
 minus the first frame's, and a frame is shown until the next one's time.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from pevl_cli.errors import PevlError
 
-# A frame is decoded to at most this many pixels on its long side: enough for a detector at 640 px
-# and a crop around a small person, and 48 frames of a 4K film still fit in 200 MB.
+# Longest side of a decoded frame: enough for a detector at 640 px and a crop around a small person,
+# and 48 frames of a 4K video fit in 200 MB.
 MAX_SIDE_PX = 1280
-# Decoding on is cheaper than seeking over fewer frames than this.
+# Decoding fewer frames than this is cheaper than seeking.
 SEEK_WORTH_FRAMES = 12
-# Files whose header promises how long they are, so that a missing end can be told.
+# Containers whose header gives the duration, so that a missing end is noticed.
 CONTAINERS_WITH_DURATION = {"matroska", "webm", "mov", "mp4"}
 
 VIDEO_SUFFIXES = frozenset(
@@ -34,12 +34,10 @@ VIDEO_SUFFIXES = frozenset(
     )
 )
 
-av.logging.set_level(None)  # broken files are told of in our own words, once
-
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where each frame of a file's video stream stands, read from its packets without decoding."""
+    """Time and place of each frame of a file's video stream, read from packets without decoding."""
 
     path: Path
     pts: np.ndarray  # (N,) int64, presentation order, in units of time_base_s
@@ -49,18 +47,20 @@ class Timeline:
     width: int  # px of the upright picture
     height: int
     rotation_deg: int  # counter-clockwise turn that makes a decoded frame upright: 0, 90, 180, 270
-    has_clock: bool  # False: frames carry no time of their own (AVI), so their order must tell
-    missing_from_s: float | None  # the file ends here although its header promises more
+    has_clock: bool  # False: frames have no timestamps (AVI), and are counted
+    missing_from_s: float | None  # where a file ends that is shorter than its header says
 
     def __len__(self) -> int:
         return len(self.pts)
 
     @property
     def times_s(self) -> np.ndarray:
+        """Time of each frame (N,), from 0."""
         return (self.pts - self.pts[0]) * self.time_base_s
 
     @property
     def duration_s(self) -> float:
+        """End of the last frame."""
         return float(self.times_s[-1]) + self.last_duration_s
 
 
@@ -77,12 +77,12 @@ class Clip:
     width: int  # px of the upright picture in the file; frames may be smaller by one factor
     height: int
     times_s: np.ndarray  # (U,) time of each distinct frame
-    indices: np.ndarray  # (U,) its place in the file, from 0
+    indices: np.ndarray  # (U,) its index in the file, from 0
     frame_of: np.ndarray  # (T,) int, into frames
     frames: np.ndarray
     start_s: float
     end_s: float
-    length: int  # frames that the file has between them
+    length: int  # number of the file's frames in that span
     warnings: tuple[str, ...] = ()
 
 
@@ -94,18 +94,18 @@ def read_timeline(path: str | Path) -> Timeline:
 
 
 def check_opens(path: str | Path) -> None:
-    """PevlError when a file is not there or does not begin as a video; a thousand in a second."""
+    """PevlError when a file does not exist or does not begin as a video; takes about 1 ms."""
     with _open(Path(path)) as container:
         if not container.streams.video:
-            raise PevlError(f"{path}: there is no video in this file.")
+            raise PevlError(f"{path}: no video stream in this file.")
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[av.container.InputContainer]:
     if not path.exists():
-        raise PevlError(f"{path}: there is no such file.")
+        raise PevlError(f"{path}: no such file.")
     if path.is_dir():
-        raise PevlError(f"{path}: this is a folder, a video file is needed.")
+        raise PevlError(f"{path}: this is a folder; name a video file.")
     if path.stat().st_size == 0:
         raise PevlError(f"{path}: the file is empty (0 bytes); copy or record it again.")
     try:
@@ -126,7 +126,7 @@ def sample_clip(
     """Sample ``count`` frames of ``[start_s, end_s)``: the middle of ``count`` equal time spans.
 
     Worked example: 4 frames of a 2 s clip are those shown at 0.25, 0.75, 1.25 and 1.75 s.
-    Frames that cannot be decoded are told of in ``warnings``, and the samples are spread over
+    Frames that cannot be decoded are reported in ``warnings``, and the samples are spread over
     those that can. PevlError when none can, or when the span lies outside the video.
     """
     timeline = read_timeline(path)
@@ -135,22 +135,22 @@ def sample_clip(
     usable = np.arange(len(timeline))
     inside = _inside(timeline, start_s, end_s)
     picks = _pick(times_s, usable, start_s, end_s, count)
-    got, readable = _collect(timeline, picks, inside)
+    decoded, readable = _collect(timeline, picks, inside)
     warnings = []
-    if len(got) < len(np.unique(picks)):
+    if len(decoded) < len(np.unique(picks)):
         if not readable.any():
             raise PevlError(f"{timeline.path}: none of its frames can be decoded; it is damaged.")
         warnings.append(
             f"damaged video: only {int((readable & inside).sum())} of {int(inside.sum())} frames "
-            "could be decoded; the answer rests on those"
+            "could be decoded; the result uses those"
         )
         usable = np.flatnonzero(readable)
         last = usable[-1]
         readable_end_s = times_s[last + 1] if last + 1 < len(times_s) else timeline.duration_s
         span = max(start_s, times_s[usable[0]]), min(end_s, readable_end_s)
         picks = _pick(times_s, usable, *span, count)
-        got, _ = _collect(timeline, picks, inside)
-        picks = _nearest(picks, np.array(sorted(got)))
+        decoded, _ = _collect(timeline, picks, inside)
+        picks = _nearest(picks, np.array(sorted(decoded)))
     distinct, frame_of = np.unique(picks, return_inverse=True)
     return Clip(
         path=timeline.path,
@@ -159,7 +159,7 @@ def sample_clip(
         times_s=times_s[distinct],
         indices=distinct,
         frame_of=frame_of,
-        frames=np.stack([got[int(i)] for i in distinct]),
+        frames=np.stack([decoded[int(i)] for i in distinct]),
         start_s=start_s,
         end_s=end_s,
         length=int(inside.sum()),
@@ -170,7 +170,7 @@ def sample_clip(
 def part_of(
     timeline: Timeline, start_s: float | None = None, end_s: float | None = None
 ) -> np.ndarray:
-    """Indices of the frames on screen in ``[start_s, end_s)``. PevlError as `sample_clip`."""
+    """Indices (n,) of the frames on screen in ``[start_s, end_s)``. PevlError as `sample_clip`."""
     return np.flatnonzero(_inside(timeline, *_span(timeline, start_s, end_s)))
 
 
@@ -184,40 +184,42 @@ def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[in
         with av.open(str(timeline.path)) as container:
             yield from _decode(container, timeline, list(indices))
     except av.FFmpegError as error:
-        raise PevlError(f"{timeline.path}: reading broke off ({_reason(error)}).") from error
+        raise PevlError(
+            f"{timeline.path}: reading stopped ({_reason(error)}); the file may be damaged."
+        ) from error
 
 
 def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
     """Files for a list of paths, folders (searched deep) and globs, in order, each once."""
-    found: dict[Path, None] = {}
+    videos: dict[Path, None] = {}
     for item in inputs:
         path = Path(item)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
             if not inside:
                 raise PevlError(f"{path}: no video files in this folder.")
-            found.update(dict.fromkeys(inside))
+            videos.update(dict.fromkeys(inside))
         elif not path.exists() and any(c in str(item) for c in "*?["):
             matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
             if not matches:
                 raise PevlError(f"{item}: nothing matches this pattern.")
-            found.update(dict.fromkeys(matches))
+            videos.update(dict.fromkeys(matches))
         else:
-            found[path] = None
-    return list(found)
+            videos[path] = None
+    return list(videos)
 
 
 def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
     stream = container.streams.best("video")
     if stream is None:
-        raise PevlError(f"{path}: there is no video in this file.")
+        raise PevlError(f"{path}: no video stream in this file.")
     if container.format.name == "tty":  # FFmpeg draws any text as a terminal would
         raise PevlError(f"{path}: this is a text file, not a video.")
     assert stream.time_base is not None
     base = float(stream.time_base)
     pts, keys, last_duration, end_s, chunks = [], [], 0, 0.0, 0
     for packet in container.demux():
-        # Hidden by an edit list, or left empty for a frame that a webcam dropped: there, not shown.
+        # A frame that an edit list hides, or an empty packet for one that a webcam dropped, counts.
         chunks += packet.stream is stream and (packet.size > 0 or packet.dts is not None)
         if packet.size == 0 or packet.is_discard:
             continue
@@ -229,10 +231,10 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
             keys.append(packet.is_keyframe)
             last_duration = packet.duration or 0
     if not pts:
-        raise PevlError(f"{path}: the video in it has no frames; it may be cut off.")
+        raise PevlError(f"{path}: its video has no frames; it may be cut off.")
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     has_clock = None not in pts and container.format.name != "avi"
-    if None in pts:  # a bare stream: count at its nominal rate
+    if None in pts:  # a raw stream: count at its nominal rate
         stamps = np.round(np.arange(len(pts)) / rate / base).astype(np.int64)
     else:
         stamps = np.array(pts, np.int64)
@@ -258,15 +260,16 @@ def _missing_from(
     frames: int,
     end_s: float,
 ) -> float | None:
-    """Where a cut-off file ends: fewer frames than its header counts, or a much earlier end."""
+    """Where a cut-off file ends, in s: it has fewer frames than its header says, or ends much
+    earlier. None for a whole file."""
     # An AVI counts frames that a webcam dropped, which take time but have no packet.
     passed = round(end_s * float(stream.average_rate or 0))
     if stream.frames > max(frames, passed) + 1:
         return end_s
     names = set(container.format.name.split(","))
     if stream.frames == 0 and names & CONTAINERS_WITH_DURATION and container.duration:
-        promised_s = container.duration / av.time_base + (container.start_time or 0) / av.time_base
-        if end_s < promised_s - max(0.5, 0.1 * promised_s):
+        header_s = container.duration / av.time_base + (container.start_time or 0) / av.time_base
+        if end_s < header_s - max(0.5, 0.1 * header_s):
             return end_s
     return None
 
@@ -274,10 +277,10 @@ def _missing_from(
 def _upright(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> tuple[int, int, int]:
-    """Size of the upright picture and the turn; a phone writes the turn beside the frames.
+    """Width and height of the upright picture in px, and the rotation to it in degrees, which
+    phones write beside the frames.
 
-    Pixels are counted as stored: where they are not square the picture stays a little narrow,
-    and coordinates mean the same as in every other tool.
+    Pixels are counted as stored, as other tools do, also where they are not square.
     """
     rotation, width, height = 0, stream.width, stream.height
     container.seek(0)
@@ -298,10 +301,10 @@ def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tup
     start, end = start_s or 0.0, duration_s if end_s is None else min(end_s, duration_s)
     missing = timeline.missing_from_s
     if missing is not None and (end_s is None or end_s > missing):
-        there_s = math.floor(missing * 10) / 10
+        usable_s = math.floor(missing * 10) / 10
         raise PevlError(
-            f"{path}: the file is cut off: its header promises more than the {there_s:.1f} s "
-            f"that are there. Copy it again, or name the part to use with --end {there_s:.1f}."
+            f"{path}: the file is cut off: it has {usable_s:.1f} s, less than its header says. "
+            f"Copy it again, or use the part with --end {usable_s:.1f}."
         )
     if start < 0 or start >= duration_s:
         raise PevlError(f"{path}: --start {start:g} s lies outside the video's {duration_s:.2f} s.")
@@ -321,7 +324,7 @@ def _pick(
 ) -> np.ndarray:
     """Index of the frame on screen at the middle of each of ``count`` equal spans."""
     wanted = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
-    # A clock's rounding must not show the frame before the one whose time was meant.
+    # Rounding of timestamps must not select the frame before the one on screen.
     place = np.searchsorted(times_s[usable], wanted + 1e-6, side="right") - 1
     return usable[np.clip(place, 0, len(usable) - 1)]
 
@@ -333,13 +336,13 @@ def _nearest(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 def _collect(
     timeline: Timeline, picks: np.ndarray, inside: np.ndarray
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The picked frames that decode; and, when some do not, which frames of the span do."""
-    got = dict(iter_frames(timeline, np.unique(picks).tolist()))
+    """The picked frames that can be decoded; if some cannot, also which of the span can."""
+    decoded = dict(iter_frames(timeline, np.unique(picks).tolist()))
     readable = np.zeros(len(timeline), bool)
-    readable[list(got)] = True
-    if len(got) < len(np.unique(picks)):
+    readable[list(decoded)] = True
+    if len(decoded) < len(np.unique(picks)):
         readable[[i for i, _ in iter_frames(timeline, np.flatnonzero(inside).tolist())]] = True
-    return got, readable
+    return decoded, readable
 
 
 def _decode(
@@ -352,9 +355,9 @@ def _decode(
     assert stream is not None
     stream.thread_type = "AUTO"
     keys = np.flatnonzero(timeline.is_key)
-    # MPEG streams have no index and not a time on every packet: a seek there loses count.
-    guessed = container.format.name in {"mpeg", "mpegts"}
-    can_seek = can_seek and timeline.has_clock and not guessed
+    # MPEG streams have no index and not all timestamps: after a seek frames are miscounted.
+    no_index = container.format.name in {"mpeg", "mpegts"}
+    can_seek = can_seek and timeline.has_clock and not no_index
     position, goal, queue = -1, -1, wanted[::-1]
     while queue:
         place = int(np.searchsorted(keys, queue[-1], side="right"))
@@ -363,12 +366,12 @@ def _decode(
         landed = None
         if sought:
             container.seek(int(timeline.pts[key]), stream=stream)
-            goal = key  # a seek may land before it; then there is nothing nearer to seek to
+            goal = key  # a seek may land before it; a second seek would not get nearer
         for position, frame in _decode_on(container, stream, timeline):
             landed = position if landed is None else landed
             if sought and landed > queue[-1]:
                 break
-            while queue and queue[-1] < position:  # not to be had: damaged, or skipped by a seek
+            while queue and queue[-1] < position:  # damaged, or skipped by a seek
                 queue.pop()
             if queue and queue[-1] == position:
                 queue.pop()
@@ -380,7 +383,7 @@ def _decode(
             if not sought or landed is not None:
                 return
         if queue and sought and (landed is None or landed > queue[-1]):
-            # Streams without an index are sought by guessing; this guess went too far.
+            # Without an index a seek is an estimate; this one went too far.
             with av.open(str(timeline.path)) as again:
                 yield from _decode(again, timeline, queue[::-1], can_seek=False)
             return
@@ -396,21 +399,21 @@ def _decode_on(
     stream: av.video.stream.VideoStream,
     timeline: Timeline,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode from where the container stands, leaving out what a broken packet has spoilt."""
-    spoilt, count = False, 0
+    """Decode from the container's position, without the frames that a broken packet has damaged."""
+    damaged, count = False, 0
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            spoilt = True
+            damaged = True
             continue
         for frame in frames:
-            spoilt = spoilt and not frame.key_frame
+            damaged = damaged and not frame.key_frame
             index = count
             if timeline.has_clock and frame.pts is not None:
                 index = int(np.searchsorted(timeline.pts, frame.pts, side="right")) - 1
             count += 1
-            if not spoilt and index >= 0:
+            if not damaged and index >= 0:
                 yield index, frame
 
 

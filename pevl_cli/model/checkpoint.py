@@ -111,12 +111,16 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
 
 
 def find(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint given by path, or by a bundled one's name."""
+    """The folder of a checkpoint, given by a bundled name, the folder's path, or a file in it.
+
+    A bundled name always means the bundled checkpoint: a folder of that name in the working folder
+    is given by a path with a folder part, "./pevl-mini". PevlError if there is none.
+    """
     path = Path(checkpoint)
-    if path.is_file() and path.name in {"config.json", "model.safetensors"}:
+    if str(checkpoint) in weights.bundled():
+        path = weights.BUNDLED / path
+    elif path.is_file() and path.name in {"config.json", "model.safetensors"}:
         path = path.parent
-    if not path.is_dir() and str(checkpoint) in weights.bundled():
-        path = weights.BUNDLED / str(checkpoint)
     if not path.is_dir():
         names = ", ".join(weights.bundled()) or "none"
         raise PevlError(

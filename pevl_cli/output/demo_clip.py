@@ -1,4 +1,4 @@
-"""A short clip that pevl draws itself: a figure doing jumping jacks, for a first try offline."""
+"""A drawn clip of a figure doing jumping jacks, for `pevl demo` without any file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ACTION = "jumping_jack"
 WIDTH, HEIGHT = 640, 480
 FPS = 20
 SECONDS = 2.8
-JACK_S = 1.1  # of one jump, there and back
-BODY_PX = 210.0  # from sole to crown: as far away as those whom `pevl-mini` saw jump
-FINE = 2  # drawn so many times as large, then shrunk
-SOFT_PX = 1.5  # a small camera's blur, of which a drawing has none, and ...
-GRAIN = 2.0  # ... its noise
+JACK_S = 1.1  # duration of one jump
+BODY_PX = 210.0  # from sole to crown, about as in the clips that `pevl-mini` was trained on
+SUPERSAMPLING = 2  # drawn so many times as large, then shrunk
+BLUR_PX = 1.5  # standard deviation of a small camera's blur
+NOISE = 2.0  # standard deviation of its noise, of values up to 255
 SKIN, SHIRT, SHORTS, SHOES, HAIR = (
     (214, 168, 140),
     (40, 44, 60),
@@ -28,7 +28,7 @@ SKIN, SHIRT, SHORTS, SHOES, HAIR = (
 
 
 def draw_clip(path: Path) -> Path:
-    """Write the clip, H.264."""
+    """Write the clip as H.264 and return its path."""
     count = round(FPS * SECONDS)
     times_s = np.arange(count) / FPS
     backdrop, rng = _backdrop(), np.random.default_rng(0)
@@ -37,10 +37,10 @@ def draw_clip(path: Path) -> Path:
 
 
 def joints_at(time_s: float) -> dict[str, tuple[float, float]]:
-    """Where the figure's joints are, in pixels of the clip.
+    """The figure's joints by name: x, y in pixels of the clip.
 
     Arms go from the thighs to above the head, legs from closed to a wide stand, and the body
-    leaves the ground between.
+    leaves the ground in between.
     """
     phase = (1 - np.cos(2 * np.pi * time_s / JACK_S)) / 2  # 0 closed, 1 open
     unit = BODY_PX / 8  # a body is about eight heads high
@@ -66,27 +66,28 @@ def joints_at(time_s: float) -> dict[str, tuple[float, float]]:
 
 
 def _from(point: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
-    """``length`` away; 0 is straight down, positive to the picture's right."""
+    """The point ``length`` px away; angle in radians, 0 downwards, positive to the right."""
     return point[0] + length * float(np.sin(angle)), point[1] + length * float(np.cos(angle))
 
 
 def _backdrop() -> np.ndarray:
-    """A rough wall behind grass: `pevl-mini` is told by places as well as by bodies."""
-    height, width = HEIGHT * FINE, WIDTH * FINE
+    """A rough wall behind grass, as `pevl-mini` judges by the background, too."""
+    height, width = HEIGHT * SUPERSAMPLING, WIDTH * SUPERSAMPLING
     below = (np.arange(height) > 0.62 * height)[:, None, None]
-    place = np.where(below, (112, 120, 90), (150, 140, 125)) * np.ones((1, width, 1))
+    colours = np.where(below, (112, 120, 90), (150, 140, 125)) * np.ones((1, width, 1))
     rng = np.random.default_rng(0)
     for size, strength in ((8, 10), (40, 10), (120, 8)):
         rough = rng.normal(0, strength, (height // size + 1, width // size + 1))
-        place += cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
-    backdrop: np.ndarray = place.clip(0, 255).astype(np.uint8)
+        colours += cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    backdrop: np.ndarray = colours.clip(0, 255).astype(np.uint8)
     return backdrop
 
 
 def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.ndarray:
+    """The frame at a time: (HEIGHT, WIDTH, 3) uint8 RGB."""
     picture = backdrop.copy()
-    unit = BODY_PX / 8 * FINE
-    at = {name: np.multiply(point, FINE) for name, point in joints_at(time_s).items()}
+    unit = BODY_PX / 8 * SUPERSAMPLING
+    at = {name: np.multiply(point, SUPERSAMPLING) for name, point in joints_at(time_s).items()}
     _shadow(picture, at, unit)
 
     def limb(a: str, b: str, thick: float, thin: float, colour: tuple[int, int, int]) -> None:
@@ -112,7 +113,7 @@ def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.
         cv2.circle(picture, _pixel(hand), int(0.18 * unit), SKIN, -1, cv2.LINE_AA)
     _head(picture, at["head"], unit)
     small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    soft = cv2.GaussianBlur(small, (0, 0), SOFT_PX) + rng.normal(0, GRAIN, small.shape)
+    soft = cv2.GaussianBlur(small, (0, 0), BLUR_PX) + rng.normal(0, NOISE, small.shape)
     film: np.ndarray = soft.clip(0, 255).astype(np.uint8)
     return film
 
@@ -120,7 +121,7 @@ def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.
 def _shadow(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
     left, right = at["left_ankle"], at["right_ankle"]
     size = int(abs(left[0] - right[0]) / 2 + unit), int(0.3 * unit)
-    x, y = int((left[0] + right[0]) / 2), int(HEIGHT * FINE * 0.925)
+    x, y = int((left[0] + right[0]) / 2), int(HEIGHT * SUPERSAMPLING * 0.925)
     part = picture[y - 2 * size[1] : y + 2 * size[1], x - 2 * size[0] : x + 2 * size[0]]
     middle = part.shape[1] // 2, 2 * size[1]
     strength = np.zeros(part.shape[:2], np.float32)
@@ -189,7 +190,14 @@ def _head(picture: np.ndarray, centre: np.ndarray, unit: float) -> None:
     dot(0, 0.08, 0.05, _dark(SKIN))
     mouth = _pixel(centre + np.array([0, 0.24]) * unit)
     cv2.ellipse(
-        picture, mouth, (int(0.12 * unit), int(0.05 * unit)), 0, 0, 180, (150, 70, 66), 2 * FINE
+        picture,
+        mouth,
+        (int(0.12 * unit), int(0.05 * unit)),
+        0,
+        0,
+        180,
+        (150, 70, 66),
+        2 * SUPERSAMPLING,
     )
 
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""People in video frames: detection, tracks, the actor, skeletons, and files of poses."""

@@ -1,16 +1,45 @@
-"""TODO."""
+"""The actor of a clip: choice among tracks, the search in a source of frames, and the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 
+from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.errors import PevlError
 from pevl_cli.media.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
-from pevl_cli.pose.tracks import Track, _link_cost
+from pevl_cli.pose.settings import PoseSettings
+from pevl_cli.pose.tracks import (
+    COLOUR_BINS,
+    Detections,
+    Track,
+    box_similarity,
+    bridge,
+    interpolate,
+    link,
+    link_cost,
+)
 
-STEP_COST = 0.1
+# Raised when tracks come out differently from the same detections, so that old entries are unused.
+CACHE_VERSION = 1
+CHAIN_COST = 0.1  # weight of the cost of a step from one tracklet to the next
+MAX_CHAIN_COST = 2.0  # of one step
+SURE_JOINT = 0.5  # score of a joint whose movement counts
+MIN_CUT_OUT_PX = 8
+
+# Numbered RGB pictures, long side in px -> number, picture, boxes (P, 5), joints (P, 17, 3).
+Detect = Callable[
+    [Iterable[tuple[int, np.ndarray]], int],
+    Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
+]
 
 
 @dataclass(frozen=True)
@@ -18,15 +47,15 @@ class Actor:
     """The one person whose joints are used, in the U distinct frames of a clip."""
 
     joints: np.ndarray  # (U, J, 3) float32: x_px, y_px, score; zeros where not seen
-    boxes: np.ndarray  # (U, 4) float32 px; zeros where not seen
-    seen: np.ndarray  # (U,) bool: found, or bridged between two sightings
-    bridged: np.ndarray  # (U,) bool
-    people: int  # seen at once, at most
+    boxes: np.ndarray  # (U, 4) float32 x1 y1 x2 y2 in px; zeros where not seen
+    seen: np.ndarray  # (U,) bool: detected, or interpolated between two detections
+    bridged: np.ndarray  # (U,) bool: interpolated
+    people: int  # most people in one frame
     layout: str = "coco17"
 
     @property
     def box(self) -> list[float] | None:
-        """The box that holds the actor in all frames, px; None when nobody was found."""
+        """The box around the actor in all frames, x1 y1 x2 y2 in px; None when never seen."""
         if not self.seen.any():
             return None
         boxes = self.boxes[self.seen]
@@ -35,7 +64,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames to look for people in, read as often as needed and never all at once."""
+    """Frames to search for people: read as often as needed, and never all at once.
+
+    ``read``: places in 0 ... U-1 -> (place, (h, w, 3) uint8 RGB).
+    """
 
     times_s: np.ndarray  # (U,)
     width: int  # px of the frames as read
@@ -45,6 +77,7 @@ class FrameSource:
 
     @classmethod
     def of_clip(cls, clip: Clip) -> FrameSource:
+        """The distinct frames of a sampled clip."""
         height, width = clip.frames.shape[1:3]
 
         def read(indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -54,7 +87,7 @@ class FrameSource:
 
     @classmethod
     def of_video(cls, timeline: Timeline, indices: np.ndarray) -> FrameSource:
-        """The frames of a file with these indices, decoded as they are asked for."""
+        """The frames of a file with these indices, decoded on demand."""
         scale = max(1.0, max(timeline.width, timeline.height) / MAX_SIDE_PX)
         width, height = round(timeline.width / scale), round(timeline.height / scale)
         place = {int(index): u for u, index in enumerate(indices)}
@@ -67,24 +100,26 @@ class FrameSource:
 
 
 def choose_actor(tracks: list[Track], source: FrameSource) -> Track | None:
-    """The chain of tracklets, one after the other in time, worth most. A tracklet's worth is
+    """The chain of tracklets, one after the other in time, with the highest score; None without.
+
+    The score of a tracklet is
 
         sum over frames of confidence × box size × nearness to the picture's centre,
 
-    times 1 + how much the joints move relative to the box (box sizes per second, at most 2). A
-    step from one tracklet to the next costs what linking their ends would. Judges and crowd are
-    small, at the side, or sit still; who films keeps the actor in the middle.
+    times 1 + movement of the joints relative to the box (box sizes per second, at most 2). A step
+    from one tracklet to the next costs `CHAIN_COST` × the cost of linking their ends. Reason:
+    judges and crowd are small, at the side, or sit still, and the camera follows the actor.
     """
     tracks = sorted(tracks, key=lambda t: (t.frames[-1], t.frames[0]))
-    worth = [_worth(track, source) for track in tracks]
-    best, before = list(worth), [-1] * len(tracks)
+    scores = [_score(track, source) for track in tracks]
+    best, before = list(scores), [-1] * len(tracks)
     for j, track in enumerate(tracks):
         for i in range(j):
             if tracks[i].frames[-1] >= track.frames[0]:
                 continue
-            cost = _link_cost(tracks[i], track.boxes[0], track.first_colours, track.frames[0])
-            if cost < 2.0 and best[i] + worth[j] - STEP_COST * cost > best[j]:
-                best[j], before[j] = best[i] + worth[j] - STEP_COST * cost, i
+            cost = link_cost(tracks[i], track.boxes[0], track.first_colours, track.frames[0])
+            if cost < MAX_CHAIN_COST and best[i] + scores[j] - CHAIN_COST * cost > best[j]:
+                best[j], before[j] = best[i] + scores[j] - CHAIN_COST * cost, i
     if not tracks:
         return None
     j = int(np.argmax(best))
@@ -97,7 +132,7 @@ def choose_actor(tracks: list[Track], source: FrameSource) -> Track | None:
     return chain
 
 
-def _worth(track: Track, source: FrameSource) -> float:
+def _score(track: Track, source: FrameSource) -> float:
     height, width = source.height, source.width
     boxes = np.stack(track.boxes)
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2 / [width, height]
@@ -113,10 +148,163 @@ def _movement(track: Track, source: FrameSource) -> float:
         return 0.0
     boxes, joints = np.stack(track.boxes), np.stack(track.joints)
     size = np.maximum(boxes[:, 2:4] - boxes[:, :2], 1).max(1)
-    inside = (joints[..., :2] - ((boxes[:, :2] + boxes[:, 2:4]) / 2)[:, None]) / size[:, None, None]
-    sure = (joints[1:, :, 2] > 0.5) & (joints[:-1, :, 2] > 0.5)
-    step = np.linalg.norm(np.diff(inside, axis=0), axis=-1)
+    centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
+    relative = (joints[..., :2] - centre[:, None]) / size[:, None, None]
+    sure = (joints[1:, :, 2] > SURE_JOINT) & (joints[:-1, :, 2] > SURE_JOINT)
+    step = np.linalg.norm(np.diff(relative, axis=0), axis=-1)
     seconds = np.diff(source.times_s[track.frames])
-    # Over long steps positions are unrelated, and their distance says nothing of speed.
     speed = step / np.clip(seconds, 1e-3, None)[:, None]
     return float(speed[sure].mean()) if sure.any() else 0.0
+
+
+# -- search ---------------------------------------------------------------------------------------
+
+
+def find_actor(detect: Detect, settings: PoseSettings, source: FrameSource) -> Actor:
+    """Detect people in all frames, link them, choose the actor, detect again where he or she is
+    lost or small, and interpolate short gaps. Joints and boxes in px of the upright picture."""
+    count = len(source.times_s)
+    detections = _detect_all(detect, settings, source)
+    chosen = choose_actor(link(detections), source)
+    if chosen is not None and max(b[4] for b in chosen.boxes) < settings.start_confidence:
+        chosen = None
+    confident = [int((d.boxes[:, 4] >= settings.start_confidence).sum()) for d in detections]
+    boxes = np.zeros((count, 4), np.float32)
+    joints = np.zeros((count, 17, 3), np.float32)
+    seen = np.zeros(count, bool)
+    if chosen is not None:
+        for f, box, pose in zip(chosen.frames, chosen.boxes, chosen.joints, strict=True):
+            boxes[f], joints[f], seen[f] = box[:4], pose, True
+        if settings.refine:
+            _detect_again(detect, settings, source, boxes, joints, seen)
+            _detect_again(detect, settings, source, boxes, joints, seen, only_lost=True)
+    bridged = bridge(source.times_s, boxes, joints, seen, settings.bridge_s)
+    joints[..., :2] *= source.scale
+    boxes *= source.scale
+    return Actor(joints, boxes, seen | bridged, bridged, max(confident, default=0))
+
+
+def _detect_all(detect: Detect, settings: PoseSettings, source: FrameSource) -> list[Detections]:
+    count = len(source.times_s)
+    empty = Detections(np.zeros((0, 5)), np.zeros((0, 17, 3)), np.zeros((0, COLOUR_BINS)))
+    detections = [empty] * count
+    for i, frame, boxes, joints in detect(source.read(range(count)), settings.image_size_px):
+        colours = np.array([_colours(frame, box) for box in boxes]).reshape(-1, COLOUR_BINS)
+        detections[i] = Detections(boxes, joints, colours)
+    return detections
+
+
+def _detect_again(
+    detect: Detect,
+    settings: PoseSettings,
+    source: FrameSource,
+    boxes: np.ndarray,
+    joints: np.ndarray,
+    seen: np.ndarray,
+    only_lost: bool = False,
+) -> None:
+    """Search enlarged cut-outs for the actor: of all frames if small, else of those without.
+
+    Where the actor is lost the cut-out is also rotated by 90, 180 and 270 degrees, because
+    detectors have learnt from few people upside down. Fills boxes, joints and seen in place.
+    """
+    expected = interpolate(source.times_s, boxes, seen)
+    side = np.maximum(expected[:, 2] - expected[:, 0], expected[:, 3] - expected[:, 1])
+    longest = max(source.height, source.width)
+    small = not only_lost and np.median(side[seen]) < settings.small_share * longest
+    first, last = np.flatnonzero(seen)[[0, -1]]
+    was_seen = seen.copy()
+    best = np.zeros(len(seen))
+    places: list[tuple[int, int, int, int, int, int]] = []
+
+    def cut_outs() -> Iterator[tuple[int, np.ndarray]]:
+        for f, frame in source.read(np.flatnonzero(~was_seen | small).tolist()):
+            reach = side[f] * (0.8 if was_seen[f] else 1.1)
+            x, y = (expected[f, :2] + expected[f, 2:]) / 2
+            left, top = int(max(x - reach, 0)), int(max(y - reach, 0))
+            cut = frame[top : int(y + reach) + 1, left : int(x + reach) + 1]
+            height, width = cut.shape[:2]
+            if min(height, width) < MIN_CUT_OUT_PX:
+                continue
+            for turns in (0,) if was_seen[f] else (0, 1, 2, 3):
+                places.append((f, turns, left, top, height, width))
+                yield len(places) - 1, np.rot90(cut, turns)
+
+    for i, _, cut_boxes, cut_joints in detect(cut_outs(), settings.cut_out_px):
+        f, turns, left, top, height, width = places[i]
+        # Before the first and after the last detection the actor may be out of the picture.
+        least = 0.3 if was_seen[f] else (0.05 if first < f < last else 0.15)
+        for cut_box, cut_pose in zip(cut_boxes, cut_joints, strict=True):
+            box, pose = unrotate(cut_box, cut_pose, turns, height, width)
+            box[:4] += [left, top, left, top]
+            pose[:, :2] += [left, top]
+            similarity = box_similarity(box, expected[f])
+            score = similarity * box[4]
+            fits = similarity > (0.5 if was_seen[f] else 0.25) and box[4] > least
+            if fits and score > best[f]:
+                best[f], boxes[f], joints[f], seen[f] = score, box[:4], pose, True
+
+
+def _colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Histogram of hue and value in the box's inner half, (32,), sums to 1."""
+    x1, y1, x2, y2 = box[:4]
+    dx, dy = (x2 - x1) / 4, (y2 - y1) / 4
+    part = frame[int(max(y1 + dy, 0)) : int(y2 - dy) + 1, int(max(x1 + dx, 0)) : int(x2 - dx) + 1]
+    if part.size == 0:
+        return np.full(COLOUR_BINS, 1 / COLOUR_BINS, np.float32)
+    hsv = cv2.cvtColor(np.ascontiguousarray(part), cv2.COLOR_RGB2HSV)
+    histogram = cv2.calcHist([hsv], [0, 2], None, [8, 4], [0, 180, 0, 256]).ravel()
+    return np.asarray(histogram / max(histogram.sum(), 1), np.float32)
+
+
+def unrotate(
+    box: np.ndarray, joints: np.ndarray, turns: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Box (5,) and joints (J, 3) in ``np.rot90(picture, turns)`` -> the same in the picture.
+
+    ``height`` and ``width`` in px: of the picture before the rotation.
+    """
+
+    def unrotated(points: np.ndarray) -> np.ndarray:
+        x, y = points[..., 0], points[..., 1]
+        places = [(x, y), (width - 1 - y, x), (width - 1 - x, height - 1 - y), (y, height - 1 - x)]
+        return np.stack(places[turns], -1)
+
+    corners = unrotated(box[:4].reshape(2, 2))
+    box = np.concatenate([corners.min(0), corners.max(0), box[4:]])
+    return box, np.concatenate([unrotated(joints), joints[..., 2:]], -1)
+
+
+# -- cache ----------------------------------------------------------------------------------------
+
+
+def cache_entry(path: Path, indices: np.ndarray, weights: str, settings: PoseSettings) -> Path:
+    """The cache file of an actor: by the video's content, the frames (U,), the hash of the
+    detector's weights, and the settings."""
+    settings = replace(settings, batch=0)  # does not change the result
+    key = hashlib.blake2b(digest_size=16)
+    for part in (CACHE_VERSION, file_digest(path), weights, settings):
+        key.update(repr(part).encode())
+    key.update(indices.astype(np.int64).tobytes())
+    name = key.hexdigest()
+    return cache_folder("poses") / name[:2] / f"{name}.npz"
+
+
+def cached_actor(entry: Path, find: Callable[[], Actor]) -> Actor:
+    """The actor of a cache file; where it does not exist or is damaged, ``find`` and store it."""
+    damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with suppress(OSError, *damaged), np.load(entry, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in ("joints", "boxes", "seen", "bridged")}
+        return Actor(**arrays, people=int(stored["people"]))
+    actor = find()
+    # A cache that cannot be written costs time, and is no error.
+    with suppress(PevlError), write_aside(entry) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            joints=actor.joints,
+            boxes=actor.boxes,
+            seen=actor.seen,
+            bridged=actor.bridged,
+            people=actor.people,
+        )
+    return actor

@@ -1,7 +1,6 @@
-"""Poses that were found before: PYSKL pickles, JSON of other tools, arrays, and our own stores.
+"""Files and folders of poses by other tools and by `pevl pose --store`: which kind, which clips.
 
-Each clip is a `StoredPoses`: everybody in it, frame by frame. Which of them is the actor is decided
-as for a video (`pose.choose_actor`). Only what is asked for is read; a pickle has to be read whole.
+A clip is read when it is asked for; a pickle has to be read whole.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ import numpy as np
 
 from pevl_cli.cache import file_digest
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.pose.json_files import _clip_name, read_json
+from pevl_cli.pose.json_files import clip_name, read_json
 from pevl_cli.pose.pickles import read_pickle
 from pevl_cli.pose.skeletons import LAYOUTS, layout_of
-from pevl_cli.pose.store import _entries_of_npz
-from pevl_cli.pose.stored import READING, StoredPoses, _check_joints
+from pevl_cli.pose.store import npz_entries
+from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count
 
 SUFFIXES = {".pkl", ".pickle", ".npz", ".json"}
 PICKLES = {".pkl", ".pickle"}
 
 
 class PoseStore:
-    """The poses of many clips, by the clips' names."""
+    """The poses of many clips, by the clips' names, each read when asked for."""
 
     def __init__(
         self, source: Path, entries: dict[str, Callable[[], StoredPoses]], layout: str | None = None
     ) -> None:
         self.source = source
-        self.named_layout = layout  # of its joints, if somebody said it
+        self.named_layout = layout  # as the caller named it
         self._entries, self._layout = entries, layout
         self._digest: str | None = None
-        last: dict[str, str | None] = {}  # by the last part of a name, where that is unique
+        last: dict[str, str | None] = {}  # last part of a name -> the name, None if not unique
         for name in entries:
             key = name.rpartition("/")[2]
             last[key] = None if key in last else name
@@ -51,7 +50,7 @@ class PoseStore:
         return list(self._entries)
 
     def find(self, name: str) -> str | None:
-        """Under which name a clip is recorded: its own, or one that differs by outer folders."""
+        """The name under which a clip is stored: its own, or one that differs by outer folders."""
         rest = name
         while rest not in self._entries and "/" in rest:
             rest = rest.partition("/")[2]
@@ -61,20 +60,20 @@ class PoseStore:
         return other if other is not None and other.endswith(f"/{name}") else None
 
     def get(self, name: str) -> StoredPoses | None:
-        """A clip's stored, None if it has none; PevlError if that is damaged."""
-        found = self.find(name)
-        if found is None:
+        """A clip's poses, None if there are none; PevlError if they are damaged."""
+        entry = self.find(name)
+        if entry is None:
             return None
         try:
-            stored = self._entries[found]()
-        except READING as error:
+            stored = self._entries[entry]()
+        except FORM_ERRORS as error:
             raise PevlError(f"{self.source}: '{name}' cannot be read ({error}).") from error
         if not len(stored.people):
             raise PevlError(f"{self.source}: '{name}' has no frames.")
         return stored
 
     def layout(self) -> str:
-        """That of the first clip in which somebody is seen."""
+        """The layout that was named, else that of the first clip with a person in it."""
         if self._layout is not None:
             return self._layout
         layout = None
@@ -90,7 +89,7 @@ class PoseStore:
         return layout
 
     def digest(self) -> str:
-        """By which to know that poses are the same: of a file's content, of a folder's list."""
+        """Hash of a file's content, or of a folder's list of names, sizes and times."""
         if self._digest is None:
             if self.source.is_file():
                 content = file_digest(self.source)
@@ -105,48 +104,45 @@ class PoseStore:
 def read_poses(source: str | Path, layout: str | None = None) -> PoseStore:
     """Poses of a PYSKL pickle, an array or a store (.npz), a JSON file, or a folder of these.
 
-    ``layout`` says what the joints are where the file does not; else their number tells. PevlError
-    says what cannot be read.
+    ``layout`` names the joints where the file does not; None: the layout of so many joints.
+    UsageError for an unknown layout, PevlError for what cannot be read.
     """
     source = Path(source)
     if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"layout '{layout}': one of {', '.join(LAYOUTS)} is needed.")
+        raise UsageError(f"layout '{layout}' is unknown; use {', '.join(LAYOUTS)}.")
     if not source.exists():
-        raise PevlError(f"{source}: there is no such file or folder of poses.")
+        raise PevlError(f"{source}: no such file or folder of poses.")
     entries: dict[str, Callable[[], StoredPoses]] = {}
     if source.is_dir():
         for store in sorted(source.glob("*.npz")):
-            entries |= _entries_of_npz(store, layout)
+            entries |= npz_entries(store, layout)
         for file in sorted(f for f in source.iterdir() if f.suffix in PICKLES):
-            entries |= _entries_of_pickle(file, layout)
+            entries |= _pickle_entries(file, layout)
         for file in sorted(source.rglob("*.json")):
             place = file.relative_to(source).parent
-            entries[(place / _clip_name(file)).as_posix()] = partial(read_json, file, layout)
+            entries[(place / clip_name(file)).as_posix()] = partial(read_json, file, layout)
         if not entries:
             kinds = ", ".join(sorted(SUFFIXES))
-            raise PevlError(f"{source}: there is no file with poses in this folder ({kinds}).")
+            raise PevlError(f"{source}: no file with poses in this folder ({kinds}).")
         return PoseStore(source, entries, layout)
     if source.suffix == ".npz":
-        return PoseStore(source, _entries_of_npz(source, layout), layout)
+        return PoseStore(source, npz_entries(source, layout), layout)
     if source.suffix == ".json":
-        entries[_clip_name(source)] = partial(read_json, source, layout)
+        entries[clip_name(source)] = partial(read_json, source, layout)
         return PoseStore(source, entries, layout)
     if source.suffix in PICKLES:
-        return PoseStore(source, _entries_of_pickle(source, layout), layout)
+        return PoseStore(source, _pickle_entries(source, layout), layout)
     raise PevlError(
-        f"{source}: not a file of poses; {', '.join(sorted(SUFFIXES))} or a folder is read."
+        f"{source}: not a file of poses; name a file ({', '.join(sorted(SUFFIXES))}) or a folder."
     )
 
 
-# -- PYSKL and MMAction2 pickles ------------------------------------------------------------------
-
-
-def _entries_of_pickle(path: Path, layout: str | None) -> dict[str, Callable[[], StoredPoses]]:
+def _pickle_entries(path: Path, layout: str | None) -> dict[str, Callable[[], StoredPoses]]:
     annotations, _ = read_pickle(path)
-    return {str(a["frame_dir"]): partial(_of_annotation, a, path, layout) for a in annotations}
+    return {str(a["frame_dir"]): partial(_read_annotation, a, path, layout) for a in annotations}
 
 
-def _of_annotation(annotation: dict[str, Any], path: Path, layout: str | None) -> StoredPoses:
+def _read_annotation(annotation: dict[str, Any], path: Path, layout: str | None) -> StoredPoses:
     name = str(annotation["frame_dir"])
     points = np.asarray(annotation["keypoint"], np.float32)
     scores = annotation.get("keypoint_score")
@@ -164,7 +160,7 @@ def _of_annotation(annotation: dict[str, Any], path: Path, layout: str | None) -
     height, width = (0, 0) if size is None else (int(v) for v in tuple(size)[:2])
     label = annotation.get("label")
     layout = layout or layout_of(tracks.shape[2], path)
-    _check_joints(tracks.shape[2], layout, f"{path}: '{name}'")
+    check_joint_count(tracks.shape[2], layout, f"{path}: '{name}'")
     return StoredPoses.of_tracks(
         name, tracks, layout, width, height, None if label is None else int(label)
     )

@@ -1,4 +1,4 @@
-"""PYSKL's and MMAction2's pickles of poses, read without running what they may hold."""
+"""Pickles of poses in the form of PYSKL and MMAction2, read and written as data only."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _from_buffer(data: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How old pickles hold bytes."""
+    """Bytes, as pickles of protocol 2 hold them."""
     return text.encode("latin1" if encoding == "latin1" else "ascii")
 
 
-# What a pickle of poses may ask for, and what it gets; all else could run code.
+# What a pickle of poses may ask for, and what stands for it; anything else could run code.
 ALLOWED: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _new_array
     ("numpy", "dtype"): _DType,
@@ -79,8 +79,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise PevlError(
-                f"it asks for {module}.{name}, which is not data: such a pickle can run any "
-                "program on this computer, and is not read"
+                f"asks for {module}.{name}, which is not data; the file is not read, because it "
+                "could run any program on this computer"
             )
         return ALLOWED[module, name]
 
@@ -88,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """The annotations of a PYSKL pickle and its splits (name -> clip names).
 
-    Reads numpy arrays and plain containers only: PevlError names anything else that is asked for.
+    Only numpy arrays and plain containers are read: PevlError names anything else in the file.
     """
     try:
         stat = path.stat()
@@ -123,19 +123,19 @@ def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, 
             "annotations, is needed."
         )
     if not content:
-        raise PevlError(f"{path}: there is no clip in it.")
+        raise PevlError(f"{path}: it holds no clip.")
     names = set()
     plain = []
     for i, annotation in enumerate(content):
-        absent = {"frame_dir", "keypoint"} - annotation.keys()
-        if absent:
-            raise PevlError(f"{path}: annotation {i} has no '{sorted(absent)[0]}'.")
+        missing = {"frame_dir", "keypoint"} - annotation.keys()
+        if missing:
+            raise PevlError(f"{path}: annotation {i} has no '{sorted(missing)[0]}'.")
         name = str(annotation["frame_dir"])
         if np.ndim(annotation["keypoint"]) != 4:
             shape = np.shape(annotation["keypoint"])
             raise PevlError(f"{path}: keypoint of '{name}' has shape {shape}, not (M, T, V, 2).")
         if name in names:
-            raise PevlError(f"{path}: '{name}' stands in it twice.")
+            raise PevlError(f"{path}: '{name}' is listed twice.")
         names.add(name)
         plain.append(
             {k: v.view(np.ndarray) if isinstance(v, _Array) else v for k, v in annotation.items()}
@@ -146,7 +146,7 @@ def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, 
 def write_pickle(
     path: Path, annotations: Sequence[Mapping[str, Any]], splits: Mapping[str, Sequence[str]]
 ) -> None:
-    """The same form: annotations, and which clips (by ``frame_dir``) each split has."""
+    """Write annotations, and the names (``frame_dir``) of each split's clips."""
     content = {
         "split": {name: list(clips) for name, clips in splits.items()},
         "annotations": [dict(a) for a in annotations],

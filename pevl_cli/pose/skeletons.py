@@ -1,7 +1,7 @@
-"""Skeletons: what the joints of each pose source are, and how one becomes another, by name.
+"""Skeleton layouts: the joints of each pose source, and conversion between layouts by names.
 
-Sources: COCO's keypoints, Toyota Smarthome's (LCRNet) joints, J-HMDB's puppet joints, and the 13
-of COCO that are left without eyes and ears.
+Sources: COCO's 17 keypoints, the 13 of them without eyes and ears, Toyota Smarthome's joints
+(LCRNet), and J-HMDB's puppet joints.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pevl_cli.errors import PevlError
 
 @dataclass(frozen=True)
 class Layout:
-    """A skeleton: what each joint is, which ones are mirror images, which to join with a line."""
+    """A skeleton: the names of its joints in order, and the pairs that a drawing connects."""
 
     names: tuple[str, ...]
     edges: tuple[tuple[str, str], ...]
@@ -33,6 +33,7 @@ class Layout:
 
     @property
     def edge_indices(self) -> list[tuple[int, int]]:
+        """The edges as pairs of joint indices."""
         return [(self.names.index(a), self.names.index(b)) for a, b in self.edges]
 
 
@@ -80,11 +81,11 @@ LAYOUTS = {
 def to_layout(
     joints: np.ndarray, source: str, target: str, allow_missing: bool = False
 ) -> np.ndarray:
-    """Joints (…, J, 3) of one skeleton as another one's, by name.
+    """Joints (…, J, 3) x, y, score of layout ``source`` -> (…, J', 3) of layout ``target``.
 
-    Nose, face and head stand for each other; a neck is the middle of the shoulders, a belly that
-    of shoulders and hips. A joint that cannot be had is never seen with ``allow_missing``, else
-    PevlError shows both lists.
+    Joints are matched by name. Nose, face and head replace each other; a neck is the middle of the
+    shoulders, a belly that of shoulders and hips. A joint that ``source`` lacks is all zero (not
+    visible) with ``allow_missing``, else PevlError lists both layouts.
     """
     if source == target:
         return joints
@@ -102,20 +103,20 @@ def to_layout(
                 columns.append(np.zeros_like(joints[..., 0, :]))
                 continue
             raise PevlError(
-                f"joint '{name}' of layout {target} ({', '.join(LAYOUTS[target].names)}) cannot be "
-                f"had from layout {source} ({', '.join(names)})."
+                f"layout {source} ({', '.join(names)}) has no joint for '{name}' of layout "
+                f"{target} ({', '.join(LAYOUTS[target].names)})."
             )
         chosen = joints[..., [names.index(n) for n in parts], :]
-        # A middle is as sure as the least sure joint that it is made of.
+        # The score of a middle is the lowest score of its joints.
         middle = np.concatenate([chosen[..., :2].mean(-2), chosen[..., 2:].min(-2)], -1)
         columns.append(middle)
     return np.stack(columns, -2)
 
 
 def layout_of(count: int, where: object) -> str:
-    """The layout of so many joints: the first of `LAYOUTS` that fits. PevlError if none does."""
+    """The first of `LAYOUTS` with ``count`` joints. PevlError if there is none."""
     for name, layout in LAYOUTS.items():
         if len(layout.names) == count:
             return name
     known = ", ".join(f"{n} ({len(k.names)})" for n, k in LAYOUTS.items())
-    raise PevlError(f"{where}: {count} joints are none of the skeletons that are known: {known}.")
+    raise PevlError(f"{where}: no known layout has {count} joints; known are {known}.")

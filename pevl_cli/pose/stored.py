@@ -1,4 +1,4 @@
-"""TODO."""
+"""The poses of one clip as a file holds them: everybody, frame by frame."""
 
 from __future__ import annotations
 
@@ -11,52 +11,51 @@ from pevl_cli.errors import PevlError
 from pevl_cli.media.video import Clip
 from pevl_cli.pose.actor import Actor, FrameSource, choose_actor
 from pevl_cli.pose.skeletons import LAYOUTS
-from pevl_cli.pose.tracks import Detections, bridge, link
+from pevl_cli.pose.tracks import COLOUR_BINS, Detections, bridge, link
 
-# What reading content of an unexpected form raises.
-READING = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
-# A gap in which the actor was not seen is filled up to this part of the clip.
-BRIDGE_SHARE = 0.1
+# What is raised where a file's content has another form than expected.
+FORM_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+BRIDGE_SHARE = 0.1  # longest gap that is interpolated, as a share of the clip
+ASSUMED_FPS = 25.0  # sets the scale of speed only, which is the same for all people of a clip
+ASSUMED_CANVAS_PX = 640, 480
+CANVAS_RANGE_PX = 16, 8192
 
 
 @dataclass(frozen=True)
 class StoredPoses:
-    """Everybody in one clip. ``people``: T frames of (P, J, 3) x_px, y_px, score.
-
-    Width and height are 0 where nobody said how large the picture was.
-    """
+    """All people in one clip's T frames; which of them is the actor is decided by `actor`."""
 
     name: str
-    people: Sequence[np.ndarray]
+    people: Sequence[np.ndarray]  # T times (P, J, 3): x_px, y_px, score
     layout: str
-    width: int  # px of the picture
+    width: int  # px of the picture; 0 where the file does not give it
     height: int
     label: int | None = None
-    boxes: np.ndarray | None = None  # (T, 4) px, of one person; else the boxes hold the joints
+    boxes: np.ndarray | None = None  # (T, 4) px, of one person; None: boxes around the joints
 
     @classmethod
     def of_tracks(
         cls, name: str, tracks: np.ndarray, layout: str, width: int, height: int, label: int | None
     ) -> StoredPoses:
-        """From people as tracks, (M, T, J, 3); who has no joint in a frame is not in it."""
-        tracks = _valid(tracks)
-        there = np.asarray((tracks[..., 2] > 0).any(-1))
-        people = [tracks[there[:, t], t] for t in range(tracks.shape[1])]
+        """From M people's tracks (M, T, J, 3); one without a joint in a frame is not in it."""
+        tracks = valid_joints(tracks)
+        present = np.asarray((tracks[..., 2] > 0).any(-1))
+        people = [tracks[present[:, t], t] for t in range(tracks.shape[1])]
         return cls(name, people, layout, width, height, label)
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """Width and height that hold all joints, if the picture's are not known."""
+        """Width and height of the picture in px; if not known, of one that holds all joints."""
         if self.width and self.height:
             return self.width, self.height
         visible = [p[p[..., 2] > 0, :2].max(0) for p in self.people if (p[..., 2] > 0).any()]
         if not visible:
-            return 640, 480
-        width, height = np.clip(np.max(visible, 0).astype(int) + 1, 16, 8192).tolist()
+            return ASSUMED_CANVAS_PX
+        width, height = np.clip(np.max(visible, 0).astype(int) + 1, *CANVAS_RANGE_PX).tolist()
         return width, height
 
     def actor(self) -> Actor:
-        """The one person whom the model looks at, in all T frames."""
+        """The one person whose joints are used, in all T frames, with short gaps interpolated."""
         count, joints_of = len(self.people), len(LAYOUTS[self.layout].names)
         boxes = np.zeros((count, 4), np.float32)
         joints = np.zeros((count, joints_of, 3), np.float32)
@@ -67,8 +66,7 @@ class StoredPoses:
             joints[seen] = np.stack([p[0] for p in self.people if len(p)])
             boxes[seen] = _boxes(joints[seen])[:, :4] if self.boxes is None else self.boxes[seen]
         elif at_once:
-            times = np.arange(count) / 25.0  # who moves most counts, not how fast
-            source = FrameSource(times, *self.canvas, 1.0, _no_frames)
+            source = FrameSource(np.arange(count) / ASSUMED_FPS, *self.canvas, 1.0, _no_frames)
             chosen = choose_actor(link([_detections(p) for p in self.people]), source)
             for t, box, pose in (
                 zip(chosen.frames, chosen.boxes, chosen.joints, strict=True) if chosen else ()
@@ -78,14 +76,14 @@ class StoredPoses:
         return Actor(joints, boxes, seen | bridged, bridged, at_once, self.layout)
 
     def actor_in(self, clip: Clip) -> Actor:
-        """The actor in a clip's U distinct frames: T frames are taken to cover the clip evenly."""
+        """The actor in a clip's U distinct frames: the T frames are assumed to cover it evenly."""
         whole = self.actor()
         count = len(whole.seen)
         span_s = max(clip.end_s - clip.start_s, 1e-6)
         middle_s = clip.times_s + 0.5 * span_s / max(clip.length, 1)  # of each frame's showing
         place = (middle_s - clip.start_s) / span_s * count - 0.5
         at = np.clip(np.round(place).astype(int), 0, count - 1)
-        # The estimator may have seen it in another size.
+        # The file's poses may be in pixels of the video at another size.
         scale = clip.width / self.width if self.width else 1.0
         joints = whole.joints[at].copy()
         joints[..., :2] *= scale
@@ -107,17 +105,20 @@ def _boxes(people: np.ndarray) -> np.ndarray:
 
 
 def _detections(people: np.ndarray) -> Detections:
-    return Detections(_boxes(people).reshape(-1, 5), people, np.full((len(people), 32), 1 / 32))
+    return Detections(
+        _boxes(people).reshape(-1, 5), people, np.full((len(people), COLOUR_BINS), 1 / COLOUR_BINS)
+    )
 
 
-def _valid(joints: np.ndarray) -> np.ndarray:
-    """float32; what is not a number, or lies in the corner that stands for "not found", unseen."""
+def valid_joints(joints: np.ndarray) -> np.ndarray:
+    """Joints (..., J, 3) as float32: all zero where not finite, at (0, 0), or with score 0."""
     joints = np.asarray(joints, np.float32)
-    there = np.isfinite(joints).all(-1) & (joints[..., :2] != 0).any(-1) & (joints[..., 2] > 0)
-    return np.where(there[..., None], joints, 0)
+    valid = np.isfinite(joints).all(-1) & (joints[..., :2] != 0).any(-1) & (joints[..., 2] > 0)
+    return np.where(valid[..., None], joints, 0)
 
 
-def _check_joints(count: int, layout: str, where: str) -> None:
+def check_joint_count(count: int, layout: str, where: str) -> None:
+    """PevlError, beginning with ``where``, when a layout has another number of joints."""
     names = LAYOUTS[layout].names
     if count != len(names):
         raise PevlError(

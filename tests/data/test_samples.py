@@ -241,5 +241,5 @@ def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
 ) -> None:
     config = CONFIGS["mini"].model_copy(update={"video": False})
     detector = PoseDetector(pose_weights, device="cpu")
-    with pytest.raises(PevlError, match="nobody was found in it, and this model looks at poses"):
+    with pytest.raises(PevlError, match="nobody was found in it, and this model takes poses"):
         read_sample(shared / "data" / "clips" / "nobody_cars.mp4", config, detector)

@@ -40,8 +40,8 @@ def write(folder: Path, right: str, split: str = "test", first: int = 0) -> Path
 
 def test_two_runs_are_compared_clip_by_clip(tmp_path: Path) -> None:
     folders = [write(tmp_path / "one", "11110000"), write(tmp_path / "two", "01111110")]
-    found = compare([read_result(f) for f in folders])
-    (difference,) = found.differences
+    comparison = compare([read_result(f) for f in folders])
+    (difference,) = comparison.differences
     assert difference.paired is not None
     assert difference.clips == 8
     assert (difference.paired.only_first, difference.paired.only_second) == (1, 3)
@@ -50,20 +50,20 @@ def test_two_runs_are_compared_clip_by_clip(tmp_path: Path) -> None:
         "lunge": (1, 2),
         "squat": (0, 1),
     }
-    told = markdown(found)
-    assert "| one | own test | 8 | 50.0 (0.0–100.0) |" in told and "+25.0 points" in told
-    assert found.rows()[-1][:4] == ["mean of 2", "", "", "62.5 ± 17.7"]
+    text = markdown(comparison)
+    assert "| one | own test | 8 | 50.0 (0.0–100.0) |" in text and "+25.0 points" in text
+    assert comparison.rows()[-1][:4] == ["mean of 2", "", "", "62.5 ± 17.7"]
 
 
 def test_several_splits_have_a_mean_and_no_test(tmp_path: Path) -> None:
     folders = [write(tmp_path / "one", "11"), write(tmp_path / "two", "10", "val", first=50)]
-    found = compare([read_result(f) for f in folders])
-    assert found.differences[0].paired is None
-    assert "no clip in common" in found.told()[0]
-    assert found.rows()[-1][3] == "75.0 ± 35.4"
+    comparison = compare([read_result(f) for f in folders])
+    assert comparison.differences[0].paired is None
+    assert "no clip in common" in comparison.sentences()[0]
+    assert comparison.rows()[-1][3] == "75.0 ± 35.4"
 
 
-def test_what_is_no_result_is_told(tmp_path: Path) -> None:
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PevlError, match="there is no such result"):
         read_result(tmp_path / "nowhere")
     (tmp_path / "other.json").write_text(json.dumps({"format": FORMAT}))
@@ -79,7 +79,7 @@ def test_what_is_no_result_is_told(tmp_path: Path) -> None:
     one = read_result(write(tmp_path / "one", "1"))
     with pytest.raises(UsageError, match="two or more"):
         compare([one])
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         compare([one, one])
 
 

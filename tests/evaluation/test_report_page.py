@@ -33,7 +33,7 @@ def outcome(labels: tuple[str, ...], dataset: str = "own", clips: int = 40) -> O
         accuracy=accuracy(similarity[:, None], true, labels),
         intervals={"top1": Interval(0.1, 0.2), "mean_class": Interval(0.1, 0.3)},
         groups=0,
-        calibration=Calibration(temperature=1.0),
+        calibration=Calibration(temperature=1.0, split="val", clips=12),
         reliability=reliability(scores, true),
         error_as_trained=0.1,
         labels=list(labels),
@@ -42,7 +42,7 @@ def outcome(labels: tuple[str, ...], dataset: str = "own", clips: int = 40) -> O
         views=1,
         cost=Cost(count, count, {"video": 1.0, "all": 1.0}),
         speed=None,
-        made={
+        provenance={
             "pevl": "1",
             "torch": "2",
             "machine": "m",
@@ -78,9 +78,9 @@ class Tags(HTMLParser):
 
 
 def test_a_page_loads_nothing_and_runs_nothing_that_a_label_says() -> None:
-    made = outcome((EVIL, "b & c", "d"))
+    evil = outcome((EVIL, "b & c", "d"))
     tags = Tags()
-    tags.feed(html(made, {made.clips[0].clip: b"jpeg", made.clips[1].clip: b"jpeg"}))
+    tags.feed(html(evil, {evil.clips[0].clip: b"jpeg", evil.clips[1].clip: b"jpeg"}))
     for tag, attributes in tags.found:
         assert tag not in {"link", "iframe"}
         if source := attributes.get("src"):
@@ -110,12 +110,13 @@ def test_long_labels_are_cut_beside_the_chart_and_whole_in_it() -> None:
 
 
 def test_the_table_stands_beside_the_papers_rows() -> None:
-    made = outcome(("a", "b", "c"), "haa500")
-    told = markdown(made)
-    assert "| PeVL ViT-L/14 (paper) | 84.7 |" in told
-    assert f"**{100 * made.accuracy.top1:.1f}** (10.0–20.0)" in told
+    haa500 = outcome(("a", "b", "c"), "haa500")
+    text = markdown(haa500)
+    assert "| PeVL ViT-L/14 (paper) | 84.7 |" in text
+    assert f"**{100 * haa500.accuracy.top1:.1f}** (10.0–20.0)" in text
+    assert "calibrated on val, 12 clips, calibration error" in text
     assert "PeVL" not in markdown(outcome(("a", "b"), "own"))
-    some = replace(made, incomplete="test 1 of 2 clips")
+    some = replace(haa500, incomplete="test 1 of 2 clips")
     assert "incomplete: test 1 of 2 clips" in markdown(some)
 
 
@@ -126,8 +127,8 @@ def test_the_papers_own_rows_are_there_for_each_of_its_data_sets() -> None:
 
 
 def test_mistakes_made_most_surely_come_first() -> None:
-    made = outcome(("a", "b", "c"))
-    worst = worst_mistakes(made.clips)
+    clips = outcome(("a", "b", "c")).clips
+    worst = worst_mistakes(clips)
     assert worst and not any(c.right for c in worst)
     lead = [c.predictions[0][1] - c.score for c in worst]
     assert lead == sorted(lead, reverse=True)

@@ -331,7 +331,7 @@ def _written(name: str, text: str) -> Callable[[MakeVideo], Path]:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         pytest.param(lambda make: make().with_name("gone.mp4"), "no such file", id="missing"),
         pytest.param(lambda make: make().parent, "folder", id="folder"),
@@ -350,10 +350,10 @@ def _written(name: str, text: str) -> Callable[[MakeVideo], Path]:
     ],
 )
 def test_a_file_that_is_no_whole_video(
-    make_video: MakeVideo, broken: Callable[[MakeVideo], Path], said: str
+    make_video: MakeVideo, broken: Callable[[MakeVideo], Path], message: str
 ) -> None:
     path = broken(make_video)
-    with pytest.raises(PevlError, match=said) as caught:
+    with pytest.raises(PevlError, match=message) as caught:
         sample_clip(path)
     assert str(path) in str(caught.value)
 
@@ -362,14 +362,14 @@ def test_the_part_of_a_cut_off_file_that_is_there_can_be_used(make_video: MakeVi
     film = halved(make_video("a.mkv", 100))
     with pytest.raises(PevlError, match=r"--end \d") as caught:
         sample_clip(film)
-    there_s = float(str(caught.value).rpartition("--end ")[2].rstrip("."))
-    assert 0.5 < there_s < 3.5
-    clip = sample_clip(film, 4, end_s=there_s)
-    assert numbers(clip) == sorted(numbers(clip)) and numbers(clip)[-1] < 100 * there_s / 4
+    usable_s = float(str(caught.value).rpartition("--end ")[2].rstrip("."))
+    assert 0.5 < usable_s < 3.5
+    clip = sample_clip(film, 4, end_s=usable_s)
+    assert numbers(clip) == sorted(numbers(clip)) and numbers(clip)[-1] < 100 * usable_s / 4
 
 
 @pytest.mark.parametrize(
-    ("start_s", "end_s", "said"),
+    ("start_s", "end_s", "message"),
     [
         (2.0, None, "outside"),
         (99.0, None, "outside"),
@@ -383,12 +383,12 @@ def test_the_part_of_a_cut_off_file_that_is_there_can_be_used(make_video: MakeVi
     ],
 )
 def test_a_span_that_holds_nothing(
-    make_video: MakeVideo, start_s: float | None, end_s: float | None, said: str
+    make_video: MakeVideo, start_s: float | None, end_s: float | None, message: str
 ) -> None:
     film = make_video(frames=50)
-    with pytest.raises(PevlError, match=said):
+    with pytest.raises(PevlError, match=message):
         sample_clip(film, 4, start_s, end_s)
-    with pytest.raises(PevlError, match=said):
+    with pytest.raises(PevlError, match=message):
         part_of(read_timeline(film), start_s, end_s)
 
 
@@ -427,21 +427,21 @@ def test_folders_patterns_and_repeats(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
 
-    def found(*inputs: str) -> list[str]:
+    def videos(*inputs: str) -> list[str]:
         return [p.relative_to(tmp_path).as_posix() for p in find_videos([*map(at, inputs)])]
 
     def at(name: str) -> str:
         return str(tmp_path / name)
 
-    assert found("b") == ["b/2.MP4", "b/c/1.gif"]
-    assert found("b/c/1.gif", "a.mkv", "b") == ["b/c/1.gif", "a.mkv", "b/2.MP4"], "each once"
-    assert found("*.m*") == ["a.mkv", "x[1].mp4"]
-    assert found("**/*.gif") == ["b/c/1.gif"]
-    assert found("x[1].mp4") == ["x[1].mp4"], "a file that is there is no pattern"
-    assert found("gone.mp4") == ["gone.mp4"], "told when it is opened, so that a batch goes on"
+    assert videos("b") == ["b/2.MP4", "b/c/1.gif"]
+    assert videos("b/c/1.gif", "a.mkv", "b") == ["b/c/1.gif", "a.mkv", "b/2.MP4"], "each once"
+    assert videos("*.m*") == ["a.mkv", "x[1].mp4"]
+    assert videos("**/*.gif") == ["b/c/1.gif"]
+    assert videos("x[1].mp4") == ["x[1].mp4"], "a file that is there is no pattern"
+    assert videos("gone.mp4") == ["gone.mp4"], "told when it is opened, so that a batch goes on"
     for nothing in ("empty", "*.wmv"):
         with pytest.raises(PevlError, match=r"no video files|nothing matches"):
-            found(nothing)
+            videos(nothing)
     monkeypatch.chdir(tmp_path)
     assert find_videos(["b/*.MP4"]) == [Path("b/2.MP4")]
 

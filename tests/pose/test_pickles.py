@@ -34,7 +34,7 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(tmp_path:
     mark = tmp_path / "was-run"
     content = {"split": {}, "annotations": [annotation("a") | {"extra": Harmful(mark)}]}
     file = stored(tmp_path / "poses.pkl", content)
-    with pytest.raises(PevlError, match=r"poses.pkl: it asks for subprocess.check_call"):
+    with pytest.raises(PevlError, match=r"poses.pkl: asks for subprocess.check_call"):
         read_pickle(file)
     assert not mark.exists()
     pickle.loads(file.read_bytes())  # it would have
@@ -106,11 +106,11 @@ def test_protocol_two_of_old_numpy_is_read(tmp_path: Path) -> None:
         (b"no pickle", "cannot be read as a pickle"),
         ({"a": 1}, "not in PYSKL's form"),
         ([{"frame_dir": "a"}], "annotation 0 has no 'keypoint'"),
-        ([annotation("a"), annotation("a")], "'a' stands in it twice"),
+        ([annotation("a"), annotation("a")], "'a' is listed twice"),
         ([annotation("a") | {"keypoint": np.zeros((9, 17, 2))}], r"has shape \(9, 17, 2\)"),
         ([annotation("a") | {"keypoint": [[[[1]], [[1, 2]]]]}], "not in PYSKL's form"),
         ({"split": ["a"], "annotations": [annotation("a")]}, "not in PYSKL's form"),
-        ([], "there is no clip in it"),
+        ([], "it holds no clip"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, content: object, message: str) -> None:

@@ -83,9 +83,9 @@ def test_joints_stand_in_the_order_of_each_source() -> None:
 
 def test_joints_that_a_skeleton_lacks_may_count_as_not_seen() -> None:
     body = joints("jhmdb15")
-    found = to_layout(body, "jhmdb15", "coco17", allow_missing=True)
+    converted = to_layout(body, "jhmdb15", "coco17", allow_missing=True)
     names = LAYOUTS["coco17"].names
-    seen = {name for i, name in enumerate(names) if found[..., i, 2].any()}
+    seen = {name for i, name in enumerate(names) if converted[..., i, 2].any()}
     assert seen == set(names) - {"left_eye", "right_eye", "left_ear", "right_ear"}
     knee = LAYOUTS["jhmdb15"].names.index("left_knee")
-    assert np.array_equal(found[..., names.index("left_knee"), :], body[..., knee, :])
+    assert np.array_equal(converted[..., names.index("left_knee"), :], body[..., knee, :])

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Published data sets, each read from its official layout: a file a set."""

@@ -1,4 +1,4 @@
-"""What lies below a data set's folder: videos by their names, and lists by theirs."""
+"""The files of a data set's folder by name: videos, and lists of clips."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pevl_cli.media.video import VIDEO_SUFFIXES
 
 
 class Disk:
-    """One walk through a folder; after that nothing is looked up on disk again."""
+    """Names of all files below a folder, read once. PevlError if there is no such folder."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise PevlError(f"{self.root}: there is no such folder; --root names the data set's.")
+            raise PevlError(f"{self.root}: no such folder; hint: --root is the data set's folder.")
         self._videos: dict[str, list[Path]] = {}
         self._files: dict[str, Path] = {}
         walked: set[tuple[int, int]] = set()
@@ -37,39 +37,42 @@ class Disk:
                     self._files.setdefault(name.lower(), Path(folder, name))
 
     def video(self, stem: str, folder: str = "") -> Path | None:
-        """The video of this name, whatever its ending, place and case.
+        """The video of this name, in any folder, with any ending, in any case; None if missing.
 
-        Of several (pictures, optical flow) that below a folder called ``folder`` is the one.
+        Of several (RGB, optical flow) the one below a folder named ``folder`` is taken.
         """
-        found = self._videos.get(stem.lower(), [])
-        return next((path for path in found if folder in path.parts), found[0] if found else None)
+        paths = self._videos.get(stem.lower(), [])
+        return next((path for path in paths if folder in path.parts), paths[0] if paths else None)
 
     def videos(self) -> Iterator[Path]:
-        return (path for found in self._videos.values() for path in found)
+        """All videos."""
+        return (path for paths in self._videos.values() for path in paths)
 
     def file(self, *names: str) -> Path | None:
-        """The first of these files that is there."""
+        """The first of these files that exists, by name in any case; None if none does."""
         return next((self._files[n.lower()] for n in names if n.lower() in self._files), None)
 
     def files(self, suffix: str) -> list[Path]:
+        """All other files with an ending, such as ".json"."""
         return [path for path in self._files.values() if path.suffix.lower() == suffix]
 
     def need(self, *names: str) -> Path:
-        """As `file`; PevlError says which one is needed."""
-        found = self.file(*names)
-        if found is None:
+        """As `file`, but PevlError if none exists."""
+        path = self.file(*names)
+        if path is None:
             others = f" (or {', '.join(names[1:])})" if names[1:] else ""
             raise PevlError(
-                f"{self.root}: the official list {names[0]}{others} is not in this folder; "
+                f"{self.root}: the official list {names[0]}{others} is not in this folder; hint: "
                 "download it from the data set's page and put it there."
             )
-        return found
+        return path
 
     def lines(self, path: Path) -> list[str]:
-        """A list's lines that hold anything. PevlError when it cannot be read as text."""
+        """The lines of a file that are not empty. PevlError when it is not UTF-8 text."""
         return [line.strip() for line in _text(path).splitlines() if line.strip()]
 
     def json(self, path: Path) -> Any:
+        """The content of a JSON file. PevlError when it cannot be read."""
         try:
             return json.loads(_text(path))
         except (ValueError, RecursionError) as error:

@@ -15,16 +15,17 @@ CLIPS = {"train": 15_027, "test": 1_970}
 
 
 def read_diving48(disk: Disk) -> Manifest:
+    """The clips of both lists. PevlError for lists that are missing or of another form."""
     labels = bundled_labels("diving48")
     vocabulary = disk.file("Diving48_vocab.json")
     if vocabulary is not None:
         try:
-            theirs = ["+".join(parts) for parts in disk.json(vocabulary)]
+            official = ["+".join(parts) for parts in disk.json(vocabulary)]
         except TypeError as error:
             raise PevlError(f"{vocabulary}: is not Diving48's list of labels.") from error
-        for i, (ours, other) in enumerate(zip(labels.names, theirs, strict=False)):
-            if ours != other:
-                raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{ours}'.")
+        for i, (name, other) in enumerate(zip(labels.names, official, strict=False)):
+            if name != other:
+                raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{name}'.")
     items = []
     for split in CLIPS:
         file = disk.need(f"Diving48_V2_{split}.json")

@@ -1,4 +1,4 @@
-"""FineGym's Gym99 and Gym288: gymnastics elements, cut or still in events and whole videos.
+"""FineGym's Gym99 and Gym288: gymnastics elements, as clips or as parts of longer videos.
 
 Official layout: `gym99_train_element_v1.0.txt` and `gym99_val_element.txt` name instances such as
 `0LtLS9wROrk_E_002407_002435_A_0003_0005`; `finegym_annotation_info_v1.0.json` has their times.
@@ -22,7 +22,11 @@ VAL_CLIPS = {"gym99": 8_521, "gym288": 9_646}
 
 
 def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
-    """Instances of both lists, each as its own clip, a part of its event, or of its video."""
+    """The instances of both lists: each is its own clip, or a part of its event or whole video.
+
+    ``which``: "gym99" or "gym288"; ``version``: "v1.0" or "v1.1". PevlError for lists or times that
+    are missing or of another form.
+    """
     labels = bundled_labels(which)
     lists = {
         "train": disk.need(f"{which}_train_element_{version}.txt", f"{which}_train.txt"),
@@ -62,7 +66,7 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
     if rounded:
         warnings.append(
             f"{rounded} clips are cut at whole seconds, as finegym_annotation_info_{version}.json "
-            "with their exact times is not there"
+            "with their exact times is missing"
         )
     official = {"train": TRAIN_CLIPS[which, version], "val": VAL_CLIPS[which]}
     return Manifest(
@@ -71,13 +75,13 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
 
 
 def _find(disk: Disk, match: re.Match[str], times: dict[str, Any]) -> tuple[Item, bool]:
-    """Where an instance lies, and whether its times are exact."""
+    """The file and times of an instance, and whether the times are exact."""
     clip = disk.video(match[0], "subactions")
     if clip is not None:
         return Item(clip, ""), True
     event = times.get(match["video"], {}).get(match["event"], {})
     part = (event.get("segments") or {}).get(match["part"])
-    if part is None:  # the name holds them, without what is behind the point
+    if part is None:  # the name has whole seconds
         event_s, (start_s, end_s) = float(match[3]), (float(match[5]), float(match[6]) + 1)
     else:
         event_s = float(event["timestamps"][0][0])

@@ -22,7 +22,10 @@ NO_SPAN: tuple[float | None, float | None] = (None, None)
 
 
 def read_haa500(disk: Disk) -> Manifest:
-    """Clips by name; one that was not cut is a part of its YouTube video where that is there."""
+    """The clips by name; a missing clip is a part of its YouTube video if that is on disk.
+
+    PevlError for a list of another form.
+    """
     labels = bundled_labels("haa500")
     items = []
     for label in labels.names:
@@ -52,6 +55,6 @@ def read_haa500(disk: Disk) -> Manifest:
 
 
 def _video_id(url: str) -> str:
-    """Of `youtube.com/watch?v=ID` or `youtu.be/ID`, or the id itself."""
+    """The ID of `youtube.com/watch?v=ID`, `youtu.be/ID` or `ID`."""
     parts = urlparse(url.strip())
     return parse_qs(parts.query).get("v", [parts.path.rpartition("/")[2]])[0]

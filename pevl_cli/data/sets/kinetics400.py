@@ -23,6 +23,10 @@ NO_SPAN: tuple[float | None, float | None] = (None, None)
 
 
 def read_kinetics400(disk: Disk) -> Manifest:
+    """The clips of both lists; a missing clip is a part of its video if that is on disk.
+
+    PevlError for lists that are missing or of another form.
+    """
     labels = bundled_labels("kinetics400")
     known = {_plain(name): name for name in labels.names}
     items = []
@@ -51,5 +55,5 @@ def read_kinetics400(disk: Disk) -> Manifest:
 
 
 def _plain(name: str) -> str:
-    """Folders and lists differ in blanks, underscores and quotes."""
+    """A label without underscores and quotes, in which folders and lists differ."""
     return name.strip().strip('"').replace("_", " ").lower()

@@ -29,13 +29,16 @@ READERS: dict[str, Callable[[Disk], Manifest]] = {
 OTHER_NAMES = {"finegym": "gym99", "finegym-v1.1": "gym99-v1.1", "smarthome": "smarthome-cs"}
 
 
-def known_name(given: str | Path) -> str | None:
-    """The data set that is meant; None if it is none of ours."""
-    name = str(given).lower()
+def known_name(name_or_path: str | Path) -> str | None:
+    """The key in READERS of a name in any case; None for any other name or path."""
+    name = str(name_or_path).lower()
     name = OTHER_NAMES.get(name, name)
     return name if name in READERS else None
 
 
 def read_named(name: str, root: Path) -> Manifest:
-    """A data set's clips below ``root``. PevlError says which list is missing or wrong."""
+    """Read a data set, a key of READERS, in the folder ``root``.
+
+    PevlError names the official list that is missing or wrong.
+    """
     return READERS[name](Disk(root))

@@ -15,40 +15,43 @@ def read_pyskl(
     labels: str | None = None,
     fold: str | None = None,
     seed: int = 0,
-    usual: LabelSet | None = None,
+    default_labels: LabelSet | None = None,
 ) -> Manifest:
-    """A pickle's clips, with the splits that it names.
+    """A pickle's clips, with its splits, or drawn by ``seed`` without any.
 
-    Its labels are numbers: ``labels`` names them in that order (a label file, a bundled set), else
-    a label file beside the pickle whose name the pickle's begins with, else ``usual``. ``fold``
-    chooses among several splits: "1" of train1 and test1, "xsub" of xsub_train and xsub_val.
+    Its labels are numbers. They are named, in this order, by ``labels`` (a label file or a bundled
+    set), by a label file beside the pickle whose name the pickle's begins with, or by
+    ``default_labels``. ``fold`` chooses among several splits: "1" of train1 and test1, "xsub" of
+    xsub_train and xsub_val.
+
+    PevlError for a pickle that cannot be read, labels without names, and a fold that is not there.
     """
     annotations, splits = read_pickle(path)
     source = labels or _beside(path)
     warnings = []
     if source is not None:
         named = read_labels(source)
-    elif usual is not None:
-        named, source = usual, "the checkpoint"
+    elif default_labels is not None:
+        named, source = default_labels, "the checkpoint"
     else:
         raise PevlError(
-            f"{path}: its labels are numbers; name them with --labels FILE, one a line in the "
-            "order of the numbers, or a bundled set such as gym99."
+            f"{path}: its labels are numbers; hint: name them with --labels FILE, one a line in "
+            "the order of the numbers, or a bundled set such as gym99."
         )
     if labels is None:
-        warnings.append(f"labels are numbers: they are named by {source}")
+        warnings.append(f"labels are numbers: their names are those of {source}")
     split_of = _splits(path, splits, fold)
     items, unsplit = [], 0
     for annotation in annotations:
         name = str(annotation["frame_dir"])
-        given = annotation.get("label")
+        number = annotation.get("label")
         try:
-            label = int(given)  # type: ignore[arg-type]
+            label = int(number)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             label = -1
         if not 0 <= label < len(named):
             raise PevlError(
-                f"{path}: '{name}' has label {given}, and {source} names {len(named)} labels, "
+                f"{path}: '{name}' has label {number}, and {source} names {len(named)} labels, "
                 f"0 to {len(named) - 1}."
             )
         split = split_of.get(name, "")
@@ -56,7 +59,7 @@ def read_pyskl(
         if split or not split_of:
             items.append(Item(path, named.names[label], split, name=name, on_disk=False))
     if not items:
-        raise PevlError(f"{path}: there is no clip in it.")
+        raise PevlError(f"{path}: has no clips.")
     if unsplit:
         warnings.append(f"{unsplit} of {len(annotations)} clips are in no split and are not used")
     drawn: tuple[str, ...] = ()
@@ -72,14 +75,14 @@ def read_pyskl(
 
 
 def _beside(path: Path) -> str | None:
-    """The label file in the same folder that has the longest part of the pickle's name."""
-    found = [f for f in path.parent.glob("*.txt") if path.stem.startswith(f.stem)]
-    return str(max(found, key=lambda f: len(f.stem))) if found else None
+    """The label file in the same folder with the longest name that the pickle's begins with."""
+    files = [f for f in path.parent.glob("*.txt") if path.stem.startswith(f.stem)]
+    return str(max(files, key=lambda f: len(f.stem))) if files else None
 
 
 def _splits(path: Path, splits: dict[str, list[str]], fold: str | None) -> dict[str, str]:
-    """Clip name -> split."""
-    chosen: dict[str, str] = {}  # split's name in the pickle -> ours
+    """Clip name -> one of SPLITS. PevlError for several folds and none chosen."""
+    chosen: dict[str, str] = {}  # name of a split in the pickle -> one of SPLITS
     folds = set()
     for name in splits:
         plain = name.lower()
@@ -96,9 +99,9 @@ def _splits(path: Path, splits: dict[str, list[str]], fold: str | None) -> dict[
     if splits and not chosen:
         known = ", ".join(splits)
         raise PevlError(f"{path}: none of its splits ({known}) is a fold '{fold or ''}'.")
-    out: dict[str, str] = {}
-    for name, ours in chosen.items():
+    split_of: dict[str, str] = {}
+    for name, split in chosen.items():
         for clip in splits[name]:
-            if out.setdefault(clip, ours) != ours:
-                raise PevlError(f"{path}: '{clip}' is in split {out[clip]} and in {ours}.")
-    return out
+            if split_of.setdefault(clip, split) != split:
+                raise PevlError(f"{path}: '{clip}' is in split {split_of[clip]} and in {split}.")
+    return split_of

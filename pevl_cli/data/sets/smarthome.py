@@ -1,8 +1,8 @@
 """Toyota Smarthome (trimmed): daily activities, by the protocols CS, CV1 and CV2.
 
 Official layout: `mp4/<Class>_pPP_rRR_vVV_cCC.mp4` and skeletons `<same>_pose3d.json`. Names say
-class, subject and camera, and these decide the split. Where lists such as `train_CS.txt` are there,
-they say what is missing; their numbers are not used, as they differ between sources.
+class, subject and camera, and these decide the split. Lists such as `train_CS.txt`, if there are
+any, name clips that may be missing; their numbers are not used, as they differ between sources.
 Source: project.inria.fr/toyotasmarthome; Das and others, ICCV 2019.
 """
 
@@ -40,6 +40,10 @@ LISTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def read_smarthome(disk: Disk, protocol: str) -> Manifest:
+    """The clips of a protocol, "CS", "CV1" or "CV2", by their videos, skeletons and lists.
+
+    PevlError where there are none, and for a list that contradicts the protocol.
+    """
     labels = bundled_labels("smarthome")
     if protocol != "CS":
         labels = _only(labels, CROSS_VIEW_LABELS)
@@ -49,13 +53,15 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
         file = disk.file(f"{word}_{protocol}.txt")
         for line in disk.lines(file) if file else ():
             listed[line.split()[0].removesuffix(".mp4")] = split
-    found = [path.stem for path in disk.videos() if CLIP.fullmatch(path.stem)]
-    found += [clip for file in skeletons if (clip := _clip(file)) is not None]
+    on_disk = [path.stem for path in disk.videos() if CLIP.fullmatch(path.stem)]
+    on_disk += [clip for file in skeletons if (clip := _clip(file)) is not None]
     items = []
-    for name in dict.fromkeys((*listed, *sorted(found))):
+    for name in dict.fromkeys((*listed, *sorted(on_disk))):
         match = CLIP.fullmatch(name)
         if match is None:
-            raise PevlError(f"{disk.root}: '{name}' is no clip's name (Class_p02_r00_v02_c03).")
+            raise PevlError(
+                f"{disk.root}: '{name}' is not a clip's name such as Class_p02_r00_v02_c03."
+            )
         split = split_of(protocol, int(match["subject"]), int(match["camera"]))
         if listed.get(name, split) != split:
             raise PevlError(
@@ -92,7 +98,7 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
 
 
 def split_of(protocol: str, subject: int, camera: int) -> str:
-    """The split of a clip; empty where the protocol does not use it."""
+    """The split of a clip of a subject and a camera; empty if the protocol leaves it out."""
     if protocol != "CS":
         return CAMERAS[protocol].get(camera, "")
     splits = {"train": TRAIN_SUBJECTS, "val": VAL_SUBJECTS, "test": TEST_SUBJECTS}
@@ -100,6 +106,7 @@ def split_of(protocol: str, subject: int, camera: int) -> str:
 
 
 def _clip(file: Path) -> str | None:
+    """The clip of a skeleton file; None for any other file."""
     stem = file.stem.removesuffix("_pose3d")
     return stem if CLIP.fullmatch(stem) else None
 

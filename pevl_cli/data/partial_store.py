@@ -1,0 +1,143 @@
+"""A store of poses in the making: finished clips lie in a folder beside it until all are done.
+
+A store is an .npz file: for each clip `<name>/joints` (T, J, 3), `<name>/boxes` (T, 4) and
+`<name>/size` (width, height), all in pixels, and `about.json`, which names the weights and settings
+of the detector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pevl_cli import __version__
+from pevl_cli.cache import write_aside
+from pevl_cli.data.manifest import Item
+from pevl_cli.errors import PevlError
+from pevl_cli.pose.store import STORE_FACTS
+from pevl_cli.pose.stored import FORM_ERRORS
+
+ARRAYS = ("joints", "boxes", "size")
+# Raised for a damaged file.
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORM_ERRORS)
+
+
+def pack(joints: np.ndarray, boxes: np.ndarray, size: np.ndarray) -> bytes:
+    """A clip's joints (T, J, 3), boxes (T, 4) and frame size (2,) as the bytes of an .npz file."""
+    file = io.BytesIO()
+    np.savez(file, joints=joints, boxes=boxes, size=size)
+    return file.getvalue()
+
+
+class PartialStore:
+    """The finished clips of ``items`` for the store ``path``.
+
+    ``detector_facts`` say by which weights and settings; a clip counts as finished only by the same
+    ones and from a file of the same size (its time changes when it is copied). PevlError when the
+    folder cannot be written, or ``path`` holds clips that are not among the items.
+    """
+
+    def __init__(
+        self, path: Path, items: Sequence[Item], detector_facts: Mapping[str, Any]
+    ) -> None:
+        self.path, self.detector_facts = path, dict(detector_facts)
+        self.folder = path.with_name(f"{path.name}.parts")
+        self._stamps = {item.name: _stamp(item) for item in items}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PevlError(f"{self.folder}: cannot be written ({error.strerror}).") from error
+        self._take_over()
+
+    def has(self, name: str) -> bool:
+        return self._read(name) is not None
+
+    def add(self, name: str, packed: bytes) -> None:
+        """Keep a finished clip, whole or not at all; ``packed`` by `pack`."""
+        with write_aside(self._part(name)) as temporary:
+            temporary.write_bytes(packed)
+
+    def write(self, names: Sequence[str], failed: Mapping[str, str]) -> int:
+        """Write the store of these finished clips and remove them from the folder.
+
+        ``failed``: reasons of the others, by name. Returns the number of clips without anybody.
+        """
+        about = {
+            "pevl": __version__,
+            **self.detector_facts,
+            "clips": {name: self._stamps[name] for name in names},
+            "failed": dict(failed),
+        }
+        nobody = 0
+        with (
+            write_aside(self.path) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as store,
+        ):
+            store.writestr(STORE_FACTS, json.dumps(about))
+            for name in names:
+                arrays = self._read(name)
+                if arrays is None:
+                    raise PevlError(f"{self.folder}: an entry was damaged meanwhile; run it again.")
+                nobody += not (arrays["joints"][..., 2] > 0).any()
+                for key in ARRAYS:
+                    with store.open(f"{name}/{key}.npy", "w") as file:
+                        np.lib.format.write_array(file, arrays[key], allow_pickle=False)
+        for name in self._stamps:  # another run may keep other clips there
+            self._part(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+        return nobody
+
+    def _part(self, name: str) -> Path:
+        key = json.dumps([name, self.detector_facts, self._stamps[name]])
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        return self.folder / f"{digest}.npz"
+
+    def _read(self, name: str) -> dict[str, np.ndarray] | None:
+        """A finished clip's arrays; None if it is missing or damaged."""
+        try:
+            with np.load(self._part(name), allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in ARRAYS}
+        except DAMAGED:
+            return None
+
+    def _take_over(self) -> None:
+        """Keep the undamaged clips of an earlier store that were made in the same way."""
+        try:
+            with zipfile.ZipFile(self.path) as store:
+                about = json.loads(store.read(STORE_FACTS))
+                others = about["clips"].keys() - self._stamps.keys()
+                if others:
+                    raise PevlError(
+                        f"{self.path}: holds {len(others)} clips that are not asked for, such as "
+                        f"'{min(others)}'; name another --store, or remove that file first."
+                    )
+                if any(about.get(key) != value for key, value in self.detector_facts.items()):
+                    return
+                for name, stamp in about["clips"].items():
+                    if stamp == self._stamps[name]:
+                        with suppress(*DAMAGED):
+                            self.add(name, pack(*(_array(store, name, key) for key in ARRAYS)))
+        except DAMAGED:
+            return
+
+
+def _array(store: zipfile.ZipFile, name: str, key: str) -> np.ndarray:
+    with store.open(f"{name}/{key}.npy") as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _stamp(item: Item) -> list[object]:
+    size_bytes = None
+    with suppress(OSError):
+        size_bytes = item.path.stat().st_size
+    return [size_bytes, item.start_s, item.end_s]

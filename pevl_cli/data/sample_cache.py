@@ -1,0 +1,118 @@
+"""Decoded clips on disk, up to a number of bytes, and which clips cannot be read.
+
+Written by hand, 90 lines of .npz files: the ready-made disk caches pickle their values, which is
+unsafe to load, and keep an index in SQLite, which breaks on the network disks of GPU servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.data.samples import Sample
+from pevl_cli.errors import PevlError
+
+HEADER_BYTES = 4096  # of an entry, at most, beside its arrays
+
+
+class SampleCache:
+    """Samples by a key, which has to change with all that shapes a sample.
+
+    Beside an entry's .npz file, or in its place, a .txt file says why the clip cannot be read;
+    an empty one: it can be, but there was no room for it.
+    """
+
+    def __init__(self, limit_bytes: float) -> None:
+        self.limit_bytes = limit_bytes
+        self._free_bytes = 0.0  # that this process may still write
+
+    def begin_writing(self, processes: int = 1) -> None:
+        """Make room, and let each of ``processes`` write its share of it."""
+        self._free_bytes = (self.limit_bytes - trim_cache(self.limit_bytes)) / processes
+
+    def entry(self, key: object) -> Path:
+        """The file of a sample; ``key`` counts by its repr."""
+        name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
+        return cache_folder("samples") / name[:2] / f"{name}.npz"
+
+    def load(self, entry: Path, path: Path) -> Sample | None:
+        """The sample of the clip ``path``; None where there is none, or a damaged one."""
+        try:
+            sample = _read(entry, path)
+            os.utime(entry)  # used now, so the last to be removed
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+        return sample
+
+    def store(self, entry: Path, sample: Sample) -> None:
+        """Write the sample, or, where it does not fit, that the clip is readable."""
+        frame_bytes = 0 if sample.frames is None else sample.frames.nbytes
+        size = frame_bytes + sample.joints.nbytes + HEADER_BYTES
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            with suppress(PevlError):  # a full disk makes it slower, not wrong
+                _write(entry, sample)
+                return
+        self.store_reason(entry, "")
+
+    def reason(self, entry: Path) -> str | None:
+        """Why a clip cannot be read, as an earlier check found; "" if it can, None if unknown."""
+        if entry.exists():
+            return ""
+        verdict = entry.with_suffix(".txt")
+        return verdict.read_text(encoding="utf-8") if verdict.exists() else None
+
+    def store_reason(self, entry: Path, reason: str) -> None:
+        verdict = entry.with_suffix(".txt")
+        with suppress(PevlError), write_aside(verdict) as temporary:
+            temporary.write_text(reason, encoding="utf-8")
+
+
+def trim_cache(limit_bytes: float) -> int:
+    """Remove the samples used longest ago, down to ``limit_bytes``; the bytes that remain."""
+    entries = []
+    for entry in cache_folder("samples").glob("*/*.npz"):
+        with suppress(OSError):  # removed by another run
+            stat = entry.stat()
+            entries.append((stat.st_mtime, stat.st_size, entry))
+    total = sum(size for _, size, _ in entries)
+    for _, size, entry in sorted(entries):
+        if total <= limit_bytes:
+            break
+        entry.unlink(missing_ok=True)
+        total -= size
+    return total
+
+
+def _read(entry: Path, path: Path) -> Sample:
+    with np.load(entry, allow_pickle=False) as arrays:
+        frames, box, size = arrays["frames"], arrays["box"], arrays["size"]
+        return Sample(
+            path=path,
+            frames=frames if frames.size else None,
+            joints=arrays["joints"],
+            size=(int(size[0]), int(size[1])),
+            side_px=float(arrays["side_px"]),
+            start_s=float(arrays["start_s"]),
+            end_s=float(arrays["end_s"]),
+            seen=int(arrays["seen"]),
+            people=int(arrays["people"]),
+            box=box.tolist() if len(box) else None,
+            warnings=tuple(arrays["warnings"].tolist()),
+        )
+
+
+def _write(entry: Path, sample: Sample) -> None:
+    arrays = {k: v for k, v in vars(sample).items() if k != "path"}
+    arrays["box"] = np.array(sample.box or [])
+    arrays["frames"] = np.zeros(0, np.uint8) if sample.frames is None else sample.frames
+    arrays["warnings"] = np.array(sample.warnings, dtype=np.str_)
+    with write_aside(entry) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

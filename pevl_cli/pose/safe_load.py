@@ -1,0 +1,80 @@
+"""`.pt` files read by torch's safe loader: tensors, containers, and objects of listed classes."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+from pevl_cli.errors import PevlError
+
+_registry_lock = threading.Lock()  # torch keeps one list of allowed classes for the process
+
+
+def load_pt(path: Path, allowed: Mapping[str, object]) -> Any:
+    """The content of a `.pt` file, on the CPU. Nothing in the file is executed.
+
+    ``allowed``: full name of a class or function, as the file has it -> what stands for it. List
+    module classes by `passive_class`. PevlError names what else the file asks for, or says that
+    the file is damaged.
+    """
+    try:
+        with _registry_lock, _only_allowed(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PevlError as error:
+        raise PevlError(f"{path}: {error}.") from error
+    except OSError as error:
+        raise PevlError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:  # a damaged file raises almost anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise PevlError(
+                f"{path}: not a YOLO-pose weights file, or damaged "
+                f"({(str(error) or type(error).__name__).splitlines()[0][:120]})."
+            ) from error
+        raise PevlError(
+            f"{path}: asks for {refused[1]}, which is no part of a YOLO-pose network; the file is "
+            "not read, because it could run any program on this computer."
+        ) from error
+
+
+@contextmanager
+def _only_allowed(allowed: Mapping[str, object]) -> Iterator[None]:
+    """Torch's list of allowed classes, for this block ``allowed`` alone."""
+    before = get_safe_globals()
+    clear_safe_globals()
+    try:
+        add_safe_globals([(value, name) for name, value in allowed.items()])  # type: ignore[misc]
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+@cache
+def passive_class(real: type) -> type:
+    """A subclass for loading, whose objects get their state from the file and no constructor call.
+
+    The safe loader lets a file call every allowed class with arguments of the file's choice, and
+    some constructors download files or evaluate text (ultralytics' ``PoseModel``). Calling this
+    class raises PevlError. `make_real` turns loaded objects into those of the real class.
+    """
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PevlError(f"it calls {real.__module__}.{real.__name__}, and is not read")
+
+    return type(real.__name__, (real,), {"__init__": refuse, "real_class": real})
+
+
+def make_real(network: nn.Module) -> None:
+    """Give all modules of a loaded network their real class, in place."""
+    for module in network.modules():
+        module.__class__ = getattr(type(module), "real_class", type(module))

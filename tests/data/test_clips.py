@@ -1,0 +1,212 @@
+"""A split's clips: what is left out, what is cached, which are chosen."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import picture, write_video
+from tiny import tiny_config
+
+from pevl_cli.cache import cache_folder
+from pevl_cli.data import clips as clips_module
+from pevl_cli.data.clips import Clips, LeftOut, write_left_out
+from pevl_cli.data.manifest import Item, read_manifest
+from pevl_cli.data.sample_cache import trim_cache
+
+SMALL: dict[str, Any] = {"image_size": 32, "pose": False, "crop": "full"}
+
+
+@pytest.fixture(scope="module")
+def moves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of five clips."""
+    root = tmp_path_factory.mktemp("data") / "moves"
+    for label, step in (("run_on", 1), ("run_back", -1), ("stay", 0)):
+        (root / label).mkdir(parents=True)
+        for k in range(5):
+            frames = [picture(100 + step * 3 * i + 7 * k) for i in range(16)]
+            write_video(root / label / f"{k}.mp4", frames)
+    return root
+
+
+def clips_of(folder: Path, cache_bytes: float = 1e9) -> Clips:
+    manifest = read_manifest(folder)
+    config = tiny_config(**SMALL)
+    return Clips(manifest.items, manifest.labels.names, config, None, cache_bytes)
+
+
+def ignore(done: int, total: int) -> None:
+    return None
+
+
+def test_unreadable_clips_are_left_out_with_the_reason(moves: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+    (data / "stay" / "empty.mp4").write_bytes(b"")
+    clips = clips_of(data)
+    gone = next(item for item in clips.items if item.path.name == "2.mp4" and item.label == "stay")
+    gone.path.unlink()
+    done = []
+    left_out = clips.check(lambda count, total: done.append((count, total)))
+    assert done == [(i, 17) for i in range(1, 18)]
+    assert {c.item.path.name for c in left_out} == {"text.mp4", "empty.mp4", gone.path.name}
+    assert len(clips) == 14 == len(clips.labels)
+    assert [clips.labels[i] for i in range(14)] == [
+        ["run_back", "run_on", "stay"].index(item.label) for item in clips.items
+    ]
+    write_left_out(tmp_path / "left_out.csv", left_out)
+    with (tmp_path / "left_out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["reason"] for row in rows] == [c.reason for c in left_out]
+    assert all(row["label"] == "stay" and row["reason"] for row in rows)
+
+
+@pytest.mark.slow
+def test_loader_processes_find_and_cache_the_same(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+    found = []
+    for workers in (0, 2):
+        monkeypatch.setenv("PEVL_CACHE", str(tmp_path / str(workers)))
+        clips = clips_of(data)
+        left_out = clips.check(ignore, workers)
+        entries = {path.name for path in cache_folder("samples").glob("*/*")}
+        found.append((clips.items, left_out, entries))
+    assert found[0] == found[1] and len(found[0][2]) == 16
+
+
+@pytest.mark.parametrize("room", [0, 2.5])
+def test_clips_beyond_the_cache_s_size_are_read_again(
+    moves: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: float
+) -> None:
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    whole = clips_of(moves)
+    first = whole[0]
+    assert first.frames is not None
+    size = first.frames.nbytes + first.joints.nbytes + 4096
+    for _ in range(2):
+        clips = clips_of(moves, room * size)
+        assert clips.check(ignore) == [] and len(clips) == 15
+        assert len(list(cache_folder("samples").glob("*/*.npz"))) == int(room)
+    assert np.array_equal(clips[14].frames, whole[14].frames)
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_clip_out(
+    moves: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "samples").write_text("a file where the folder should be")
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    clips = clips_of(moves)
+    assert clips.check(ignore) == [] and len(clips) == 15
+    frames = clips[3].frames
+    assert frames is not None and frames.any()
+
+
+def test_a_second_check_reads_no_video(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+
+    def check() -> tuple[int, list[LeftOut]]:
+        clips = clips_of(data)
+        left_out = clips.check(ignore)
+        return len(clips), left_out
+
+    first = check()
+    assert first[0] == 15 and len(first[1]) == 1
+
+    def never(*_: object) -> None:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "read_sample", never)
+        assert check() == first
+    shutil.copy(data / "stay" / "0.mp4", data / "stay" / "text.mp4")
+    assert check()[0] == 16, "another file of the same name"
+
+
+def test_files_that_are_only_opened_are_not_decoded(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "cache"))
+    data = shutil.copytree(moves, tmp_path / "moves")
+    (data / "stay" / "text.mp4").write_text("not a video")
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(clips_module, "read_sample", never)
+    clips = clips_of(data)
+    left_out = clips.check(ignore, decode=False)
+    assert [c.item.path.name for c in left_out] == ["text.mp4"] and len(clips) == 15
+
+
+def test_a_sample_from_the_cache_is_the_sample(moves: Path) -> None:
+    clips = clips_of(moves)
+    fresh = clips._read(clips.items[3])
+    clips.check(ignore)
+    assert clips._entry(clips.items[3]).exists()
+    for _ in range(2):
+        stored = clips[3]
+        for name, value in vars(fresh).items():
+            other = getattr(stored, name)
+            if isinstance(value, np.ndarray):
+                np.testing.assert_array_equal(other, value)
+                assert other.dtype == value.dtype
+            else:
+                assert other == value, name
+        clips._entry(clips.items[3]).write_bytes(b"damaged")
+
+
+def test_the_cache_stays_within_its_limit(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    clips = clips_of(moves)
+    clips.check(ignore)
+    for age, item in enumerate(clips.items):
+        os.utime(clips._entry(item), (1e9 - age, 1e9 - age))
+    _ = clips[14]  # used last
+    size = clips._entry(clips.items[0]).stat().st_size
+    assert trim_cache(4.5 * size) <= 4.5 * size
+    left = {i for i in range(15) if clips._entry(clips.items[i]).exists()}
+    assert left == {0, 1, 2, 14}
+    assert len(list(cache_folder("samples").glob("*/*.npz"))) == 4
+
+
+def test_shots_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
+    chosen = []
+    for seed in (0, 0, 1, 2):
+        clips = clips_of(moves)
+        clips.keep_shots(2, seed)
+        assert [clips.labels.count(c) for c in range(3)] == [2, 2, 2]
+        chosen.append([item.path for item in clips.items])
+    assert chosen[0] == chosen[1] and len({tuple(c) for c in chosen}) > 1
+
+
+def test_examples_are_shared_among_processes_and_unreadable_ones_left_out(moves: Path) -> None:
+    clips = clips_of(moves)
+    whole = list(clips.examples(2, seed=0))
+    assert [label for label, _ in whole] == [0, 0, 1, 1, 2, 2]
+    shares = [list(clips.examples(2, 0, rank, 2)) for rank in (0, 1)]
+    paths = [sample.path for _, sample in whole]
+    assert [s.path for _, s in shares[0]] == paths[::2]
+    assert [s.path for _, s in shares[1]] == paths[1::2]
+    clips.items[:5] = [Item(Path("gone.mp4"), item.label) for item in clips.items[:5]]
+    assert [label for label, _ in clips.examples(2, seed=0)] == [1, 1, 2, 2]
+
+
+def test_a_loader_process_gets_no_samples_with_the_clips(moves: Path) -> None:
+    clips = clips_of(moves)
+    clips._pose_samples[clips.items[0]] = clips[0]
+    assert pickle.loads(pickle.dumps(clips))._pose_samples == {}
+    assert clips._pose_samples
