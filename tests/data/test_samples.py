@@ -1,108 +1,26 @@
-"""Pictures and joints stay together: each joint is painted, cut, and looked for where it is said.
+"""Pictures and joints stay together: each joint is painted, cut out, and searched at its place.
 
-Every joint has a colour of its own. In a view, the pixel at a joint's place must have that colour.
+Every joint has its own colour. In a view, the pixel at a joint's place must have that colour.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import MakeVideo, number_of, picture
-from tiny import tiny_model
+from painted_clips import COLOURS, MIRROR, J, S, T, config_of, misplaced, painted
 
-from pevl_cli.data.augmentation import Augmentation
-from pevl_cli.data.samples import VISIBLE_SCORE, Sample, collate, make_sample, read_sample, view
-from pevl_cli.data.variation import vary
+from pevl_cli.data.samples import VISIBLE_SCORE, make_sample, read_sample, view
 from pevl_cli.errors import PevlError
-from pevl_cli.labels import LabelSet
-from pevl_cli.media.video import Clip, sample_clip
-from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.media.video import sample_clip
+from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.features import Batch
 from pevl_cli.pose.actor import Actor
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.skeletons import LAYOUTS
-from pevl_cli.training.settings import load_settings
-from pevl_cli.training.trainer import Trainer
-
-S, T, J = 48, 16, 17
-MIRROR = LAYOUTS["coco17"].mirror
-# Far apart from each other and from the grey of the background.
-COLOURS = np.array(
-    [(r, g, b) for r in (0, 127, 255) for g in (0, 127, 255) for b in (0, 255)][:J], np.uint8
-)
-# Two columns of joints, a body's height of 160 px, corners of the box included.
-BODY = np.array([(x, y) for y in range(0, 180, 20) for x in (0, 60)][:J], np.float32)
-STILL = Augmentation(
-    mirror=False,
-    scale=0,
-    turn_deg=0,
-    shift=0,
-    shortest=1,
-    brightness=0,
-    contrast=0,
-    colour=0,
-    grey=0,
-    erase=0,
-    joint_noise=0,
-    joint_dropout=0,
-    stream_dropout=0,
-)
-
-
-def config_of(crop: str, image_size: int = 192) -> ModelConfig:
-    return CONFIGS["mini"].model_copy(update={"crop": crop, "image_size": image_size})
-
-
-def painted(
-    width: int = 480,
-    height: int = 360,
-    at: tuple[float, float] = (180, 110),
-    step: tuple[float, float] = (0, 0),
-    shrunk: float = 1.0,
-) -> tuple[Clip, Actor]:
-    """A clip of a body at ``at``, moving by ``step`` a frame, in a file larger by 1 / shrunk."""
-    joints = np.zeros((S, J, 3), np.float32)
-    frames = np.full((S, height, width, 3), 60, np.uint8)
-    for f in range(S):
-        joints[f, :, :2] = BODY + at + np.array(step) * f
-        joints[f, :, 2] = 0.9
-        for (x, y, _), colour in zip(joints[f], COLOURS.tolist(), strict=True):
-            cv2.circle(frames[f], (round(float(x)), round(float(y))), 7, colour, -1)
-    joints[..., :2] = joints[..., :2].round() / shrunk
-    every = np.arange(S)
-    clip = Clip(
-        *(Path("made-up.mp4"), round(width / shrunk), round(height / shrunk)),
-        *(every / 25, every, every, frames, 0.0, S / 25, S),
-    )
-    boxes = np.concatenate([joints[..., :2].min(1), joints[..., :2].max(1)], -1)
-    return clip, Actor(joints, boxes, np.ones(S, bool), np.zeros(S, bool), people=1)
-
-
-def misplaced(batch: Batch, colours: np.ndarray = COLOURS) -> list[str]:
-    """Joints inside the view that do not stand in the middle of their dot."""
-    assert batch.frames is not None and batch.joints is not None
-    pictures = batch.frames[0].permute(0, 2, 3, 1).numpy().astype(int)
-    size = pictures.shape[1]
-    wrong, looked = [], 0
-    for t, (frame, joints) in enumerate(zip(pictures, batch.joints[0, 1::3], strict=True)):
-        for j, (x, y, visible) in enumerate(joints.tolist()):
-            x, y = x * size, y * size
-            if not visible or not (8 <= x < size - 8 and 8 <= y < size - 8):
-                continue
-            looked += 1
-            rows, columns = np.nonzero(abs(frame - colours[j].astype(int)).max(-1) < 60)
-            near = np.hypot(columns - x, rows - y) < 6
-            if not near.any():
-                wrong.append(f"frame {t} joint {j}: no dot near")
-            elif np.hypot(columns[near].mean() - x, rows[near].mean() - y) > 1.3:
-                wrong.append(f"frame {t} joint {j}: away from its dot")
-    assert looked > 40, "hardly any joint is in the view"
-    return wrong
-
 
 CASES = {
     "middle": {},
@@ -160,31 +78,6 @@ def test_a_mirrored_view_swaps_which_joints_are_seen() -> None:
     joints = view(sample, config_of("follow"), mirrored=True).joints
     assert joints is not None
     assert joints[0, :, right].abs().sum() == 0 and joints[0, :, left, 2].all()
-
-
-@pytest.mark.parametrize("crop", ["follow", "full"])
-@pytest.mark.parametrize(
-    "change",
-    [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {}],
-    ids=["mirrored", "scaled", "turned", "shifted", "all"],
-)
-def test_variations_move_joints_and_pictures_together(change: dict[str, float], crop: str) -> None:
-    strong = {"mirror": True, "scale": 0.2, "turn_deg": 12.0, "shift": 0.08}
-    augmentation = Augmentation(**{**vars(STILL), **(change or strong)})
-    config = config_of(crop)
-    sample = make_sample(*painted(at=(160, 100), step=(1.0, 0.5)), config)
-    still = view(sample, config)
-    changed = turned = 0
-    for seed in range(6):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
-        assert batch.joints is not None and still.joints is not None
-        # A mirror image shows the dots in each other's colours.
-        mirrored = bool(misplaced(batch))
-        assert misplaced(batch, COLOURS[MIRROR] if mirrored else COLOURS) == []
-        turned += mirrored
-        changed += not torch.allclose(batch.joints, still.joints, atol=1e-3)
-    assert changed >= 3, "nothing was varied"
-    assert 0 < turned < 6 if augmentation.mirror else turned == 0
 
 
 def test_following_holds_the_actors_box_at_the_size_of_the_middle_square() -> None:
@@ -302,35 +195,6 @@ def test_fewer_frames_than_48(make_video: MakeVideo) -> None:
     assert batch.frames is not None and batch.frames.shape[1] == T
 
 
-def test_a_variation_in_time_is_a_stretched_part_of_the_clip() -> None:
-    """Frame f is grey value 5 f, and its joints stand at x = 100 + f px."""
-    config = config_of("full")
-    clip, actor = painted()
-    clip.frames[:] = (np.arange(S) * 5)[:, None, None, None]
-    actor.joints[..., 0] = 100 + np.arange(S)[:, None]
-    sample = make_sample(clip, actor, config)
-    augmentation = Augmentation(**{**vars(STILL), "shortest": 0.5})
-    lengths, starts = [], []
-    for seed in range(30):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
-        assert batch.frames is not None and batch.joints is not None
-        still = view(sample, config).joints
-        assert still is not None
-        unit = float(still[0, 1, 0, 0] - still[0, 0, 0, 0])
-        times = ((batch.joints[0, :, 0, 0] - still[0, 0, 0, 0]) / unit).round().int().numpy()
-        shown = (batch.frames[0].float().mean((1, 2, 3)) / 5).round().int().numpy()
-        assert times.min() >= 0 and times.max() <= S - 1
-        assert (np.diff(times) >= 0).all() and len(times) == S
-        # A picture was kept of every third frame only.
-        assert abs(shown - times[1::3]).max() <= 1
-        lengths.append(int(times[-1] - times[0]))
-        starts.append(int(times[0]))
-    assert min(lengths) >= 0.5 * (S - 1) - 1 and max(lengths) <= S - 1
-    assert max(lengths) - min(lengths) > 10 and len(set(starts)) > 5
-    still_times = vary(sample, config, STILL, np.random.default_rng(0)).joints
-    torch.testing.assert_close(still_times, still)
-
-
 # -- nobody, somebody, several ------------------------------------------------------------------
 
 
@@ -371,77 +235,7 @@ def test_of_several_people_the_one_followed_is_told() -> None:
         assert part in sample.warnings[0]
 
 
-# -- training -------------------------------------------------------------------------------------
-
-
-def body_sample(config: ModelConfig) -> Sample:
-    return make_sample(*painted(), config)
-
-
-def test_a_variation_may_lose_a_stream_and_never_both() -> None:
-    config = config_of("follow", 96)
-    sample = body_sample(config)
-    augmentation = Augmentation(**{**vars(STILL), "stream_dropout": 0.4})
-    lost = []
-    for seed in range(40):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
-        assert batch.has_video is not None and batch.joints is not None
-        assert batch.frames is not None
-        video, pose = bool(batch.has_video), bool(batch.joints[..., 2].any())
-        assert video == bool(batch.frames.any())
-        lost.append((video, pose))
-    assert set(lost) == {(True, True), (True, False), (False, True)}
-    alone = make_sample(painted()[0], None, config)
-    for seed in range(10):
-        batch = vary(alone, config, augmentation, np.random.default_rng(seed))
-        assert batch.has_video is not None and batch.has_video.all(), "nothing would be left"
-
-
-def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
-    config = config_of("follow", 96)
-    sample = body_sample(config)
-    loud = {"brightness": 0.3, "contrast": 0.3, "colour": 0.3, "grey": 0.1, "erase": 0.3}
-    still, plain = view(sample, config), vary(sample, config, STILL, np.random.default_rng(0))
-    assert still.frames is not None and plain.frames is not None
-    assert (still.frames.int() - plain.frames.int()).abs().max() <= 1
-    batch = vary(sample, config, Augmentation(**{**vars(STILL), **loud}), np.random.default_rng(1))
-    assert batch.frames is not None
-    assert (batch.frames.int() - still.frames.int()).abs().float().mean() > 2
-    torch.testing.assert_close(batch.joints, still.joints)
-    assert (batch.frames[:, 0] == batch.frames[:, -1]).all(), "the painted body stood still"
-
-
-def test_collating_keeps_the_order() -> None:
-    config = config_of("follow", 96)
-    sample = body_sample(config)
-    ones = [vary(sample, config, Augmentation(), np.random.default_rng(i)) for i in range(3)]
-    together = collate(ones)
-    assert together.frames is not None and together.frames.shape[0] == 3
-    for i, one in enumerate(ones):
-        assert one.frames is not None and one.joints is not None
-        assert together.joints is not None and together.has_video is not None
-        assert torch.equal(together.frames[i], one.frames[0])
-        assert torch.equal(together.joints[i], one.joints[0])
-        assert torch.equal(together.has_video[i : i + 1], one.has_video)
-
-
-@pytest.mark.parametrize(
-    ("names", "texts", "mirrors"),
-    [
-        (("kick", "jump"), ("kick", "jump"), True),
-        (("kick_left", "jump"), ("a kick", "a jump"), False),
-        (("kick", "jump"), ("kick with the right foot", "jump"), False),
-    ],
-)
-def test_labels_that_name_a_side_are_never_mirrored(
-    names: tuple[str, str], texts: tuple[str, str], mirrors: bool
-) -> None:
-    labels = LabelSet(names, texts)
-    given = {"data.dataset": ".", "run.tracker": "none", "run.device": "cpu"}
-    trainer = Trainer(tiny_model(), labels, load_settings("mini", given))
-    assert trainer.augmentation.mirror is mirrors
-
-
+@pytest.mark.slow
 def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
     shared: Path, pose_weights: Path
 ) -> None:

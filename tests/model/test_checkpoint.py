@@ -21,8 +21,6 @@ from pevl_cli.model.clip import state_digest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
-torch.set_num_threads(1)
-
 LABEL_SET = LabelSet(("J", "T", "S"), LABELS, "{text}, a video of gymnastic action")
 BASE = ("visual.", "text.")
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, pair_weights, semantic_guided_loss
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pevl_cli.model.sgmc import fine_similarity
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
