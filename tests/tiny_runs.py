@@ -25,6 +25,8 @@ SMALL: dict[str, Any] = {
     "pose": False,
     "crop": "full",
 }
+# Options of `settings_of`: a stem in place of the pose network, for tests that need no such thing.
+FAST = {"model__stem": "patch", "model__patch_size": 16}
 
 
 def settings_of(dataset: Path, out: Path, **options: Any) -> TrainSettings:

@@ -169,7 +169,7 @@ def _short_name(checkpoint: str) -> str:
 
 
 def replaced_spelling(arguments: Sequence[str]) -> str | None:
-    """The new command for `pevl benchmark --compare` and `pevl benchmark --ablation`, which other
+    """The new command for `pevl benchmark --compare` and `pevl benchmark --ablation`, which earlier
     releases had; None for any other arguments."""
     command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), None)
     if command is None or arguments[command] != "benchmark":

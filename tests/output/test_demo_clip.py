@@ -32,6 +32,7 @@ def test_the_figure_jumps_from_closed_to_open_and_back() -> None:
         assert all(0 < x < demo.WIDTH and 0 < y < demo.HEIGHT for x, y in at.values())
 
 
+@pytest.mark.slow
 def test_the_command_names_it_and_writes_nothing_elsewhere(
     pose_weights: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

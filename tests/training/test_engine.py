@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from tiny_runs import settings_of
+from tiny_runs import FAST, settings_of
 
 from pevl_cli.errors import PevlError
 from pevl_cli.training.engine import make_fabric
@@ -46,8 +46,7 @@ def test_training_leaves_the_host_process_as_it_was(moves: Path, tmp_path: Path)
         )
 
     before = host()
-    stem = {"model__stem": "patch", "model__patch_size": 16}
-    train(settings_of(moves, tmp_path / "run", optim__epochs=1, optim__min_steps=1, **stem))
+    train(settings_of(moves, tmp_path / "run", optim__epochs=1, optim__min_steps=1, **FAST))
     assert host() == before
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import StopError, call, command, same, settings_of, stop_after, weights
+from tiny_runs import FAST, StopError, call, command, same, settings_of, stop_after, weights
 
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
@@ -88,13 +88,12 @@ def test_a_new_run_in_the_folder_of_an_old_one(moves: Path, tmp_path: Path) -> N
 def test_a_full_disk_is_told_and_costs_nothing_saved(moves: Path, tmp_path: Path) -> None:
     """No file may grow to the size of the state, and an earlier run lies in the folder."""
     # Without layers that a checkpoint keeps and a state does not.
-    stem = {"model__stem": "patch", "model__patch_size": 16}
-    settings = settings_of(moves, tmp_path, optim__epochs=2, **stem)
+    settings = settings_of(moves, tmp_path, optim__epochs=2, **FAST)
     folder = tmp_path / "run"
     assert call(command(settings, folder)).returncode == 0
     kept = (folder / "state.pt").read_bytes()
     limit = (folder / "state.pt").stat().st_size // 2
-    line = command(settings_of(moves, tmp_path, optim__epochs=2, **stem), folder)
+    line = command(settings_of(moves, tmp_path, optim__epochs=2, **FAST), folder)
     script = (
         "import resource, runpy, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

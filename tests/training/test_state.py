@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import SMALL, settings_of
+from tiny_runs import FAST, SMALL, settings_of
 
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.training.state import Progress, TrainState
 from pevl_cli.training.train import train
 
-STEM = {"model__stem": "patch", "model__patch_size": 16}
 WEIGHT = "visual.proj"
 State = dict[str, Any]
 
@@ -25,7 +24,7 @@ State = dict[str, Any]
 @pytest.fixture(scope="module")
 def trained(moves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train(settings_of(moves, folder, optim__epochs=2, optim__min_steps=4, **STEM))
+    train(settings_of(moves, folder, optim__epochs=2, optim__min_steps=4, **FAST))
     return folder
 
 
@@ -39,7 +38,7 @@ def resume(moves: Path, trained: Path, tmp_path: Path) -> Callable[[Callable[[St
         state = torch.load(file, weights_only=True)
         change(state)
         torch.save(state, file)
-        settings = settings_of(moves, folder, optim__epochs=2, optim__min_steps=4, **STEM)
+        settings = settings_of(moves, folder, optim__epochs=2, optim__min_steps=4, **FAST)
         with pytest.raises(PevlError) as error:
             train(settings, resume=True)
         message = str(error.value)
@@ -148,7 +147,7 @@ def test_a_state_comes_back_whole(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_continued_with_its_own_settings(moves: Path, tmp_path: Path) -> None:
-    short = {"optim__epochs": 1, "optim__min_steps": 1, **STEM}
+    short = {"optim__epochs": 1, "optim__min_steps": 1, **FAST}
     train(settings_of(moves, tmp_path / "run", **short))
     facts = (tmp_path / "run" / "run.json").read_text()
     data = shutil.copytree(moves, tmp_path / "moves")

@@ -60,6 +60,7 @@ def test_too_little_gpu_memory_is_one_sentence(
         assert part in str(told.value)
 
 
+@pytest.mark.slow
 def test_files_that_are_only_opened_may_be_damaged_inside(moves: Path, tmp_path: Path) -> None:
     """Training goes on with another clip of the class, validation without the clip."""
     data = tmp_path / "moves"

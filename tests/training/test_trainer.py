@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MOVES
 from tiny import LABELS, ON_CLIP, tiny_batch, tiny_model
-from tiny_runs import StopError, call, command, same, settings_of, stop_after, weights
+from tiny_runs import FAST, StopError, call, command, same, settings_of, stop_after, weights
 
 from pevl_cli.data.batches import BatchPlan
 from pevl_cli.data.clips import Clips
@@ -28,6 +28,7 @@ from pevl_cli.training.train import train
 from pevl_cli.training.trainer import Trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_continued_within_an_epoch(moves: Path, tmp_path: Path, accumulate: int) -> None:
     given = {"run__save_minutes": 0, "optim__accumulate": accumulate, "optim__batch_size": 2}
@@ -130,7 +131,7 @@ def test_loader_processes_change_nothing(moves: Path, tmp_path: Path) -> None:
 def test_early_stopping(moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third check is the best; it stops two epochs later, and again when continued."""
     values = iter([0.1, 0.2, 0.9, 0.3, 0.9, 0.5, 0.6, 0.7])  # as good is not better
-    given = {"optim__patience": 2, "optim__epochs": 90, "optim__min_steps": 90}
+    given = {"optim__patience": 2, "optim__epochs": 90, "optim__min_steps": 90, **FAST}
     settings = settings_of(moves, tmp_path / "run", **given)
 
     def validate(*_: object) -> Accuracy:
@@ -150,10 +151,10 @@ def test_patience_needs_something_to_judge_by(moves: Path, tmp_path: Path) -> No
     all_train = replace(
         manifest, items=tuple(replace(item, split="train") for item in manifest.items)
     )
-    settings = settings_of(moves, tmp_path / "run", optim__patience=1)
+    settings = settings_of(moves, tmp_path / "run", optim__patience=1, **FAST)
     with pytest.raises(PevlError, match="patience needs validation clips"):
         train(settings, manifest=all_train)
-    result = train(settings_of(moves, tmp_path / "run"), manifest=all_train)
+    result = train(settings_of(moves, tmp_path / "run", **FAST), manifest=all_train)
     assert result.best is None and result.train_clips == 15
     assert checkpoint.load(tmp_path / "run" / "best")
 
@@ -175,7 +176,7 @@ def test_one_phrasing_is_drawn_and_all_are_averaged(moves: Path, tmp_path: Path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PeVL, "encode_text", spy)
-        train(settings_of(table, tmp_path / "run"))
+        train(settings_of(table, tmp_path / "run", **FAST))
     assert len(seen) == 6, "both phrasings of each"
     model, facts = checkpoint.load(tmp_path / "run" / "best")
     assert facts.labels.others == (("so run_on",), ("so run_back",), ("so stay",))
@@ -190,7 +191,7 @@ def test_the_learning_rate_rises_and_falls(moves: Path, tmp_path: Path) -> None:
         if event.learning_rate is not None:
             rates.append(event.learning_rate)
 
-    given = {"optim__epochs": 10, "optim__min_steps": 40, "optim__warmup_epochs": 2}
+    given = {"optim__epochs": 10, "optim__min_steps": 40, "optim__warmup_epochs": 2, **FAST}
     train(settings_of(moves, tmp_path / "run", **given), listener)
     assert len(rates) == 40
     assert rates[:8] == sorted(rates[:8]) and rates[7] == pytest.approx(1e-3)

@@ -20,6 +20,7 @@ from pevl_cli.model import checkpoint
 from pevl_cli.training.train import train
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
     moves: Path, tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
         checkpoint.load(file.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 1])
 def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path, patience: int) -> None:
     """Continued when nothing is left to do, the last checkpoint is written anew."""

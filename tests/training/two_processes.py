@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tiny import LABELS, ON_CLIP, J, S, T, stir, tiny_config
 
 from pevl_cli.data.batches import BatchPlan
