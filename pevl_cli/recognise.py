@@ -293,7 +293,8 @@ def load(
         name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
         state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
         model = PeVL(config)
-        model.load_state_dict(state, strict=False)  # temperatures alone are not in it
+        absent, unknown = model.load_state_dict(state, strict=False)
+        assert not unknown and set(absent) <= {"logit_scale", "refinement_scale"}, absent
         model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
         return Recogniser(model, None, digest, None, device, precision)
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)

@@ -16,6 +16,7 @@ from pevl_cli import recognise
 from pevl_cli.data.samples import view
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
+from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.sgmc import Similarities
 
 
@@ -36,11 +37,11 @@ def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [
-                recogniser.model.matches(view(sample, recogniser.model.config, 0, way), texts)
+                recogniser.model.match(view(sample, recogniser.model.config, 0, way), texts)
                 for way in (False, True)
             ]
-            each = [one.similarities for one in each]
-            matches = recogniser.matches([sample], labels).similarities
+            each = [one.values for one in each]
+            matches = recogniser.match([sample], labels).values
         assert (each[0] - each[1]).nan_to_num().abs().max() > 1e-4
         mean = torch.stack(each[: len(ways)]).mean(0)
         torch.testing.assert_close(matches, mean, equal_nan=True, atol=1e-6, rtol=0)
@@ -51,11 +52,12 @@ def test_prototype_similarity_is_that_of_the_given_labels(
 ) -> None:
     model, facts = checkpoint.load(tiny_checkpoint)
     model.prototypes = torch.eye(len(LABELS), model.config.embed_dim)
-    likely = {"slope": 5.0, "offset": 0.0, "familiarity": (3.0, 0.5)}
-    fitted = checkpoint.Calibration(temperature=1.0, **likely, split="val", clips=9)
-    stored = facts.model_copy(update={"calibration": fitted})
-    checkpoint.save(tmp_path / "familiar", model.state_dict(), stored)
-    recogniser = recognise.load(tmp_path / "familiar", use_pose=False, device="cpu")
+    calibration = Calibration(
+        temperature=1.0, platt=(5.0, 0.0), prototype=(3.0, 0.5), split="val", clips=9
+    )
+    stored = facts.model_copy(update={"calibration": calibration})
+    checkpoint.save(tmp_path / "prototypes", model.state_dict(), stored)
+    recogniser = recognise.load(tmp_path / "prototypes", use_pose=False, device="cpu")
     first, second, *_ = LABELS.names
     looks_like_the_second = 0.9 * torch.eye(model.config.embed_dim)[1:2]
     similarities = torch.tensor([[[0.3, 0.1]]])
@@ -66,8 +68,8 @@ def test_prototype_similarity_is_that_of_the_given_labels(
         assert scores.shape == (1, 2)
         return float(scores[0, 0])
 
-    def expected(familiar: float) -> float:
-        return float(torch.sigmoid(torch.tensor(5.0 * 0.3 + 3.0 * (familiar - 0.5))))
+    def expected(nearest: float) -> float:
+        return float(torch.sigmoid(torch.tensor(5.0 * 0.3 + 3.0 * (nearest - 0.5))))
 
     assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
     assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)

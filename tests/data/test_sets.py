@@ -315,7 +315,7 @@ def test_names_and_what_goes_with_them(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["train", "--dataset", "haa500"])
     assert said.exit_code == 2 or "--root" in str(said.exception)
     said = CliRunner().invoke(app, ["train", "--dataset", "mine", "--root", str(tmp_path)])
-    assert "goes with the name of a data set" in str(said.exception)
+    assert "needs the name of a published data set" in str(said.exception)
     with pytest.raises(PevlError, match="there is no such folder"):
         Disk(tmp_path / "nowhere")
 

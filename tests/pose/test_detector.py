@@ -169,7 +169,7 @@ def test_the_device_that_is_named_is_used_and_does_not_become_the_current_one(
     assert detecting._torch_device(None) == torch.device("cuda", 1)
     assert detecting._torch_device("cpu") == torch.device("cpu")
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="--device gpu: not available here"):
+    with pytest.raises(UsageError, match="--device gpu: not available"):
         PoseDetector("pevl-pose", device="gpu").find_actor(blank(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert detecting._torch_device(None) == torch.device("cpu")
