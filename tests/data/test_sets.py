@@ -316,7 +316,7 @@ def test_names_and_what_goes_with_them(tmp_path: Path) -> None:
     assert said.exit_code == 2 or "--root" in str(said.exception)
     said = CliRunner().invoke(app, ["train", "--dataset", "mine", "--root", str(tmp_path)])
     assert "needs the name of a published data set" in str(said.exception)
-    with pytest.raises(PevlError, match="there is no such folder"):
+    with pytest.raises(PevlError, match="no such folder"):
         Disk(tmp_path / "nowhere")
 
 
