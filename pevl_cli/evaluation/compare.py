@@ -32,7 +32,7 @@ class Result:
     calibration_error: float
     low: float  # 95 % interval of top-1
     high: float
-    answers: dict[str, tuple[str, str]]  # clip -> right label, given label
+    answers: dict[str, tuple[str, str]]  # clip -> right label, answer
     groups: dict[str, str]  # clip -> group
 
 
