@@ -1,4 +1,4 @@
-"""Where the model runs, and how precisely it should compute there."""
+"""The device that the model runs on, and the precision that it computes in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str) -> str:
-    """The name of a device; "auto" is the first GPU, else Apple's, else the CPU.
+    """The name of a torch device; "auto" is the first GPU, else Apple's, else the CPU.
 
-    UsageError for one that is not there.
+    UsageError for a device that this machine lacks.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -22,21 +22,24 @@ def choose_device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {name}: not available here; use auto, cpu, or a GPU this torch can use."
+            f"--device {name}: not available; hint: use auto, cpu, or a GPU that torch supports."
         ) from error
     return name
 
 
 def choose_precision(name: str, device: str, large: bool) -> str:
-    """The name of a precision: "auto" is half of it for a large model where the hardware has it.
+    """The name of a precision, a key of `PRECISIONS`.
 
-    A small model gains nothing and stays in float32. UsageError for what the device lacks.
+    "auto" is half precision for a large model where the hardware computes in it; a small model is
+    not faster in it and stays in float32. UsageError for a precision that the device lacks.
     """
     if name != "auto":
         if name not in PRECISIONS:
-            raise UsageError(f"--precision {name}: use auto, {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"--precision {name}: unknown; hint: use auto, {', '.join(PRECISIONS)}."
+            )
         if name == "fp16" and device == "cpu":
-            raise UsageError("--precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+            raise UsageError("--precision fp16 needs a GPU; hint: use bf16 or fp32 on the CPU.")
         return name
     if not large:
         return "fp32"
@@ -46,7 +49,7 @@ def choose_precision(name: str, device: str, large: bool) -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the hardware computes in bfloat16; where it does not, emulation is slower."""
+    """Whether the device has bfloat16 instructions; emulating them would be slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not device.startswith("cpu") or torch.backends.cpu.get_cpu_capability() != "AVX512":

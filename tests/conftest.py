@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
 import pytest
 import torch
+from command import LABELS, SIZES, Done, Pevl
+from tiny import tiny_model
+
+from pevl_cli.cli import app as cli
+from pevl_cli.cli import console
+from pevl_cli.model import checkpoint
+from pevl_cli.pose.detector import PoseDetector
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"  # real clips and weights, not part of the repository
@@ -55,6 +64,64 @@ def pose_weights() -> Path:
     if not file.is_file():
         pytest.skip("needs ../shared/weights/yolo11n-pose.pt, which is not here")
     return file
+
+
+@pytest.fixture
+def pevl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Pevl:
+    """Run the command in this process: pevl("classify", path) gives code, stdout and stderr."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["pevl", *map(str, arguments)])
+        console.show_tracebacks(False)
+        capfd.readouterr()
+        with mock.patch.dict(os.environ):  # what the command sets for its process
+            try:
+                cli.main()
+                code: object = 0
+            except SystemExit as end:
+                code = end.code or 0
+        out, err = capfd.readouterr()
+        assert isinstance(code, int)
+        return Done(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with random weights that knows `command.LABELS`."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    model = tiny_model(seed=3, **SIZES)
+    state = model.state_dict()
+    checkpoint.save(folder, state, checkpoint.facts_of(model.config, LABELS, None, {}))
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A detector that sees one person, whose box is 60 x 100 px, walk to the right."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"weights")
+
+    def detect(
+        self: PoseDetector, frames: Iterable[tuple[int, np.ndarray]], image_size_px: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        for i, frame in frames:
+            left = 10 + i
+            box = np.array([[left, 14, left + 60, 114, 0.9]])
+            joints = np.full((1, 17, 3), 0.8)
+            joints[0, :, 0], joints[0, :, 1] = left + 30, np.linspace(20, 110, 17)
+            yield i, frame, box, joints
+
+    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for this test alone."""
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ PACKAGE = Path(pevl_cli.__file__).parent
 # Rooms on floors: a room imports from the floors below it. Within a room, files may import each
 # other, but not in a circle.
 FLOORS = (
-    {"errors", ""},
+    {"errors", "choices", ""},
     {"labels", "cache", "hardware"},
     {"weights"},
     {"media"},

@@ -29,7 +29,7 @@ PACKAGE_PARENT = Path(module.__file__).parents[1]
 def official(*parts: str) -> str:
     path = ANNOTATIONS.joinpath(*parts)
     if not path.is_file():
-        pytest.skip(f"the official list {'/'.join(parts)} is not at hand")
+        pytest.skip(f"the official list {'/'.join(parts)} is missing")
     return path.read_text(encoding="utf-8")
 
 
@@ -52,7 +52,7 @@ def test_bundled_set(name: str) -> None:
     labels = read_labels(name)
     assert len(labels) == count
     assert labels.prompt == f"{{text}}, a video of {action}"
-    # Two equal texts could never be told apart; the encoder's tokenizer ignores case.
+    # Equal texts have equal features; the encoder's tokenizer ignores case.
     assert len({text.lower() for text in labels.texts}) == count
     assert len(set(labels.prompts)) == count
     assert all(prompt.endswith(f", a video of {action}") for prompt in labels.prompts)
@@ -70,7 +70,7 @@ def test_gym_order(name: str) -> None:
     lines = official("finegym", f"{name}_categories.txt").splitlines()
     expected = [line.split(";", 3)[3].strip() for line in lines]
     ours = read_labels(name).names
-    # The official list repeats some names; ours tell the dismounts apart.
+    # The official list repeats some names; ours mark the dismounts.
     assert [label.removesuffix(" (dismount)") for label in ours] == expected
     for label, line in zip(ours, lines, strict=True):
         if label.endswith(" (dismount)"):
@@ -140,7 +140,7 @@ def test_gym_texts_keep_the_official_amounts(name: str) -> None:
             assert words[amount] in text, (label, text)
 
 
-# --- where labels are looked for ------------------------------------------------------------------
+# --- where labels are searched ------------------------------------------------------------------
 
 
 def test_bare_name_with_suffix_is_bundled_when_there_is_no_such_file(
@@ -294,16 +294,20 @@ def test_no_labels(data: bytes, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-# --- files that are no label files ----------------------------------------------------------------
+# --- files that are not label files---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("data", "line", "says"),
     [
-        ("a\nb\ncafé\n".encode("latin-1"), 3, "byte 0xe9 is not UTF-8: save the file as UTF-8"),
+        (
+            "a\nb\ncafé\n".encode("latin-1"),
+            3,
+            "byte 0xe9 is not UTF-8; hint: save the file as UTF-8",
+        ),
         ("a\r\ncafé\r\nb\r\n".encode("latin-1"), 2, "byte 0xe9 is not UTF-8"),
         ("a\ncafé".encode()[:-1], 2, "byte 0xc3 is not UTF-8"),
-        ("a\nb\n".encode("utf-16"), 1, "UTF-16, not UTF-8: save it as UTF-8"),
+        ("a\nb\n".encode("utf-16"), 1, "UTF-16, not UTF-8; hint: save it as UTF-8"),
         ("\ufeffa\nb\n".encode("utf-16-be"), 1, "UTF-16, not UTF-8"),
         ("jump\r\nsaut é\n".encode("utf-16-le"), 1, "UTF-16, not UTF-8"),
         ("jump\nsaut é\n".encode("utf-16-be"), 1, "UTF-16, not UTF-8"),
@@ -329,7 +333,7 @@ def test_a_huge_text_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PevlError, match="is a folder: give a text file"):
+    with pytest.raises(PevlError, match="is a folder; hint: give a text file"):
         read_labels(tmp_path)
 
 
@@ -406,7 +410,7 @@ def test_importing_labels_stays_light() -> None:
         "import sys, pevl_cli.labels as m; m.read_labels('gym99');"
         "print(sorted({'torch', 'numpy', 'open_clip', 'av'} & set(sys.modules)))"
     )
-    # From the package's folder, so that it is found without being installed.
+    # From the package's folder, so that it need not be installed.
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PACKAGE_PARENT,
@@ -425,7 +429,7 @@ def test_several_phrasings_of_a_label() -> None:
     assert labels.prompts == ["squat, a video of action", "push-up, a video of action"]
     assert labels.phrasings[0] == labels.prompts[:1]
     assert [p.split(",")[0] for p in labels.phrasings[1]] == ["push-up", "press-up", "a press"]
-    assert labels.names_a_side, "said in one phrasing is said"
+    assert labels.names_a_side, "one phrasing is enough"
     assert parse_labels("a\nb\tc\n", "f").others == (), "nothing to hold"
     with pytest.raises(PevlError, match="phrasings"):
         LabelSet(("a", "b"), ("a", "b"), others=(("c",),))

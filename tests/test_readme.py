@@ -1,37 +1,52 @@
-"""What the README says can be typed."""
+"""Commands, options, files and links that the README names exist."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from pevl_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"pevl (classify|train|pose)\b([^\n`]*)", README)))
+NAMES = (
+    *("classify", "pose", "train", "benchmark", "compare", "ablate", "demo"),
+    *("models fetch", "models", "data check", "data"),
+)
+# The part of a line that belongs to one command, as in `pevl demo && pevl classify CLIP.mp4`.
+COMMANDS = sorted(set(re.findall(rf"\bpevl ({'|'.join(NAMES)})\b([^\n`&|]*)", README)))
+# Options of other programs.
+OTHERS = {"--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"} | {
+    "--logdir"
+}
 
 
 @cache
 def help_of(command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pevl_cli", command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    return done.stdout
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.mark.parametrize(("command", "rest"), COMMANDS)
-def test_every_option_in_the_readme_exists(command: str, rest: str) -> None:
+def test_every_option_of_a_command_in_the_readme_exists(command: str, rest: str) -> None:
     for option in re.findall(r"--[a-z-]+", rest):
         assert re.search(rf"{option}\b", help_of(command)), f"pevl {command} has no {option}"
+
+
+def test_every_option_in_the_readme_exists_somewhere() -> None:
+    helps = "".join(help_of(name) for name in NAMES)
+    known = {*re.findall(r"--[a-z-]+", helps)} | OTHERS
+    assert {*re.findall(r"(?<![-\w])--[a-z][a-z-]+", README)} <= known
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {command.split()[0] for command, _ in COMMANDS}
+    assert shown == {name.split()[0] for name in NAMES}
 
 
 def test_every_file_of_the_tree_exists() -> None:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pevl_cli.choices import HoldOut
 from pevl_cli.data.augmentation import Section
-from pevl_cli.data.manifest import HoldOut, Manifest, read_manifest, with_labels
+from pevl_cli.data.manifest import Manifest, read_manifest, with_labels
 from pevl_cli.data.sets.named import OTHER_NAMES, READERS, known_name, read_named
 from pevl_cli.data.sets.pyskl import read_pyskl
 from pevl_cli.errors import UsageError

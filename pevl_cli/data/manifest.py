@@ -10,15 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from random import Random
-from typing import Literal
 
 from pevl_cli.cache import write_aside
+from pevl_cli.choices import HoldOut
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.media.video import VIDEO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-HoldOut = Literal["group", "random"]
 COLUMNS = ("path", "label", "text", "group", "split", "start_s", "end_s")
 # Names of splits that people use for folders and in a CSV.
 SPLIT_NAMES = {

@@ -1,4 +1,4 @@
-"""Answers and poses as text for other programs: JSON and CSV."""
+"""Answers and poses as JSON and CSV: what `pevl classify` and `pevl pose` write."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 
 from pevl_cli.media.video import Timeline
 from pevl_cli.pose.actor import Actor
+from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.pose.stored import StoredPoses
 from pevl_cli.recognise import Answer
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
-    """A JSON list of `Answer.as_dict` records."""
+    """A list of `Answer.as_dict` records."""
     return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
 
 
 def answers_csv(answers: Sequence[Answer]) -> str:
-    """CSV with a header and a line for each prediction, the best of a video first."""
+    """One row a prediction, the ranks of a video in order; scores in [0, 1], times in seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -43,10 +44,9 @@ def answers_csv(answers: Sequence[Answer]) -> str:
 def pose_record(
     video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
 ) -> dict[str, Any]:
-    """The JSON record of one video's T frames, joints in pixels of the upright video.
+    """The joints that the model sees of one video, in pixels, null where the person is not seen.
 
-    ``indices`` (U,): the file's frames that the actor was looked for in; ``places`` (T,): which of
-    them each frame of the record is.
+    ``places`` (T,) are positions in the distinct frame numbers ``indices``.
     """
     frames = []
     for u in places.tolist():
@@ -71,7 +71,7 @@ def pose_record(
 
 
 def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
-    """The same for stored poses; the frames' times are not known."""
+    """As `pose_record`, for stored poses, which have no times."""
     frames = [
         {
             "index": t,
@@ -85,3 +85,24 @@ def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
     ]
     size = {"width": stored.width, "height": stored.height}
     return {"video": stored.name, "layout": actor.layout, **size, "frames": frames}
+
+
+def poses_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Records of `pose_record` as CSV: one row a joint, in pixels of the video, upright.
+
+    A frame without the person has no row. ``bridged`` is yes where the joints were interpolated;
+    ``time_s`` is empty for stored poses.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("video", "frame", "time_s", "joint", "x_px", "y_px", "score", "bridged"))
+    for record in records:
+        names = LAYOUTS[record["layout"]].names
+        for frame in record["frames"]:
+            if frame["joints"] is None:
+                continue
+            bridged = "yes" if frame["bridged"] else "no"
+            time_s = "" if frame["time_s"] is None else frame["time_s"]
+            for name, joint in zip(names, frame["joints"], strict=True):
+                writer.writerow((record["video"], frame["index"], time_s, name, *joint, bridged))
+    return out.getvalue()

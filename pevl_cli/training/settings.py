@@ -8,18 +8,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pevl_cli.choices import Precision, Tracker
 from pevl_cli.data.augmentation import Augmentation, Section
 from pevl_cli.data.dataset import DataSettings
 from pevl_cli.data.sets.named import known_name
 from pevl_cli.errors import UsageError
 from pevl_cli.model.config import CONFIGS, ModelConfig
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class OptimSettings(Section):
@@ -49,7 +48,7 @@ class RunSettings(Section):
     pose_weights: Path | None = None
     compile: bool = False  # measured: slower on a CPU, see benchmarks/README.md
     checkpointing: bool = False  # less memory for about a third more time
-    tracker: Literal["tensorboard", "csv", "wandb", "mlflow", "none"] = "tensorboard"
+    tracker: Tracker = "tensorboard"
     save_minutes: float = Field(10.0, ge=0)  # the state is kept every epoch, and so often within
 
 

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, without a network: a new user's first minutes."""
+"""The wheel in a new environment without a network: a new user's first minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pevl_cli.data.manifest import read_manifest
 from pevl_cli.weights import BUNDLED, BUNDLED_WEIGHTS, USUAL_WEIGHTS
 
 REPOSITORY = Path(__file__).parents[2]
-# Every try to reach something is refused and told to the file that CALLS names.
+# Every network call is refused, and logged to the file that CALLS names.
 CUT = """
 import os, socket
 def refuse(*arguments, **_):
@@ -56,9 +56,9 @@ def run(environment: Path, folder: Path, *arguments: object) -> subprocess.Compl
     home.mkdir(exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PEVL", "YOLO", "PYTHON"))}
     unshare = ["unshare", "--map-root-user", "--net"]
-    there = shutil.which("unshare") and not subprocess.run([*unshare, "true"]).returncode
+    isolated = shutil.which("unshare") and not subprocess.run([*unshare, "true"]).returncode
     done = subprocess.run(
-        [*(unshare if there else []), environment / "bin" / "pevl", *map(str, arguments)],
+        [*(unshare if isolated else []), environment / "bin" / "pevl", *map(str, arguments)],
         env={**kept, "HOME": str(home), "CALLS": str(folder / "calls"), "OMP_NUM_THREADS": "2"},
         cwd=folder,
         capture_output=True,
@@ -69,6 +69,7 @@ def run(environment: Path, folder: Path, *arguments: object) -> subprocess.Compl
     return done
 
 
+@pytest.mark.slow
 def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) -> None:
     done = run(environment, tmp_path, "demo", "--out", "demo")
     assert done.returncode == 0, done.stderr
@@ -82,7 +83,8 @@ def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) 
     assert json.loads(again.stdout)[0]["predictions"][0]["label"] == "jumping_jack"
 
 
-def test_real_clips_are_named_rightly(environment: Path, tmp_path: Path, shared: Path) -> None:
+@pytest.mark.slow
+def test_real_clips_are_recognised(environment: Path, tmp_path: Path, shared: Path) -> None:
     items = read_manifest(shared / "data" / "field").of("val")
     wanted = ("workout_pullup", "workout_pushup", "yoga_corpse", "pickleball_serve")
     chosen = [next(i for i in items if i.label == label) for label in wanted]
@@ -94,7 +96,8 @@ def test_real_clips_are_named_rightly(environment: Path, tmp_path: Path, shared:
     assert all(a["person"]["frames_seen"] > 40 for a in answers)
 
 
-def test_what_is_not_here_is_told_without_a_network(environment: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_missing_model_is_reported_without_a_network(environment: Path, tmp_path: Path) -> None:
     listed = run(environment, tmp_path, "models")
     assert listed.returncode == 0 and "pevl-pose" in listed.stdout, listed.stderr
     for command in (["models", "fetch", USUAL_WEIGHTS], ["demo", "--pose-weights", USUAL_WEIGHTS]):
@@ -107,12 +110,13 @@ def test_what_is_not_here_is_told_without_a_network(environment: Path, tmp_path:
             text=True,
             timeout=100,
         )
-        said = done.stderr.strip()
-        assert done.returncode in (1, 2) and said.startswith("error: "), done.stderr
-        assert len(said.splitlines()) == 1 and USUAL_WEIGHTS in said
+        message = done.stderr.strip()
+        assert done.returncode in (1, 2) and message.startswith("error: "), done.stderr
+        assert len(message.splitlines()) == 1 and USUAL_WEIGHTS in message
 
 
-def test_what_ships_is_small_and_tells_nothing_of_the_machine_it_was_made_on(wheel: Path) -> None:
+@pytest.mark.slow
+def test_the_wheel_is_small_and_has_no_path_of_the_build_machine(wheel: Path) -> None:
     assert BUNDLED_WEIGHTS.stat().st_size <= 8e6
     mini = [f for f in (BUNDLED / "pevl-mini").iterdir() if f.is_file()]
     assert sum(f.stat().st_size for f in mini) <= 25e6

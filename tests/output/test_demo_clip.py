@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -31,17 +32,19 @@ def test_the_figure_jumps_from_closed_to_open_and_back() -> None:
         assert all(0 < x < demo.WIDTH and 0 < y < demo.HEIGHT for x, y in at.values())
 
 
+@pytest.mark.slow
 def test_the_command_names_it_and_writes_nothing_elsewhere(
     pose_weights: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PEVL_CACHE", str(cache))  # set back afterwards
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "yolo"))
+    variables = (str(cache), str(tmp_path / "yolo"))
     before = {f for f in cache.rglob("*") if f.is_file()}
     out = tmp_path / "out"
     completed = CliRunner().invoke(
         app, ["demo", "--out", str(out), "--pose-weights", str(pose_weights), "--device", "cpu"]
     )
     assert completed.exit_code == 0, completed.output
+    assert (os.environ["PEVL_CACHE"], os.environ["YOLO_CONFIG_DIR"]) == variables
     assert sorted(f.name for f in out.iterdir()) == ["demo.mp4", "demo.png"]
     assert {f for f in cache.rglob("*") if f.is_file()} == before
     lines = [line for line in completed.output.splitlines() if "│" in line]
@@ -50,6 +53,5 @@ def test_the_command_names_it_and_writes_nothing_elsewhere(
     assert cv2.imread(str(out / "demo.png")).shape[0] == 360
     timeline = read_timeline(out / "demo.mp4")
     assert len(timeline) == round(demo.FPS * demo.SECONDS)
-    monkeypatch.setenv("PEVL_CACHE", str(cache))
     answer = recognise.load(pose_weights=pose_weights, device="cpu").classify(out / "demo.mp4")
     assert answer.person.frames_seen == 48

@@ -1,0 +1,14 @@
+"""Fixed choices that both the settings and the command line offer.
+
+Standard library only, so that the command line can show them without loading anything slow.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Crop = Literal["full", "follow"]
+HoldOut = Literal["group", "random"]
+Split = Literal["train", "val", "test"]
+Tracker = Literal["tensorboard", "csv", "wandb", "mlflow", "none"]

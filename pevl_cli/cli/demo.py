@@ -1,0 +1,80 @@
+"""`pevl demo`: a first run without a video."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pevl_cli.cli import console, options, tables
+from pevl_cli.cli.paths import check_pose_weights, make_folder
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the clip and the picture. Default: a temporary one."),
+    ] = None,
+    pose_weights: options.PoseWeights = None,
+    device: options.Device = "auto",
+) -> None:
+    """Try it without a video of your own.
+
+    Draws a short clip, names its action and shows the joints that the model used.
+    Writes into --out or a temporary folder, and nothing else.
+
+    \b
+    Example: pevl demo --out demo
+    """
+    from pevl_cli.weights import find_weights
+
+    check_pose_weights(pose_weights)
+    console.note_bundled_weights(pose_weights)
+    weights = find_weights(pose_weights)  # in the real cache
+    folder = out or Path(tempfile.mkdtemp(prefix="pevl-demo-"))
+    make_folder(folder)
+    with _temporary_cache():
+        from pevl_cli import recognise
+        from pevl_cli.media.video import read_timeline, sample_clip
+        from pevl_cli.output import demo_clip
+        from pevl_cli.output.draw import draw_actor, drawn_frame
+
+        clip = demo_clip.draw_clip(folder / "demo.mp4")
+        recogniser = recognise.load(pose_weights=weights, device=device)
+        answer = recogniser.classify(clip)
+        sampled = sample_clip(clip, recogniser.model.config.pose_frames)
+        assert recogniser.detector is not None
+        actor = recogniser.detector.actor(sampled)
+        picture = folder / "demo.png"
+        draw_actor(picture, read_timeline(clip), actor, sampled.indices)
+    tables.show_answer(answer)
+    tables.show_picture(drawn_frame(sampled, actor))
+    print(f"\nclip: {clip}\njoints: {picture}\n\nnext:")
+    print(f"  {shlex.join(['pevl', 'classify', str(clip), '--top-k', '3'])}")
+    print("  pevl classify YOUR_CLIP.mp4")
+    print("  pevl train --dataset FOLDER_OF_CLASS_FOLDERS --init pevl-mini")
+
+
+@contextmanager
+def _temporary_cache() -> Iterator[None]:
+    """Our caches and ultralytics' settings go to a folder that is removed afterwards."""
+    from pevl_cli.cache import CACHE_VARIABLE
+
+    variables = (CACHE_VARIABLE, "YOLO_CONFIG_DIR")
+    before = {name: os.environ.get(name) for name in variables}
+    with tempfile.TemporaryDirectory(prefix="pevl-cache-") as cache:
+        os.environ.update(dict.fromkeys(variables, cache))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

@@ -1,0 +1,74 @@
+"""The library's face: scores of a clip, mirrored or not, and of labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import LABELS
+from conftest import MakeVideo, picture
+
+from pevl_cli import recognise
+from pevl_cli.data.samples import view
+from pevl_cli.labels import LabelSet
+from pevl_cli.model import checkpoint
+from pevl_cli.model.sgmc import Similarities
+
+
+def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
+    tmp_path: Path, tiny_checkpoint: Path, make_video: MakeVideo
+) -> None:
+    folder = tmp_path / "flip_at_test"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["flip_at_test"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    recogniser = recognise.load(folder, use_pose=False, device="cpu")
+    halves = [np.concatenate([picture(i) // 4, picture(i + 100)], 1) for i in range(20)]
+    sample = recogniser.read(make_video(frames=halves))
+    for names, ways in (("jump", "turn"), (False, True)), (("left jump", "turn"), (False,)):
+        labels = LabelSet(names, names)
+        assert labels.names_a_side == (len(ways) == 1)
+        texts = recogniser.encode(labels)
+        with torch.inference_mode():
+            each = [
+                recogniser.model.matches(view(sample, recogniser.model.config, 0, way), texts)
+                for way in (False, True)
+            ]
+            each = [one.similarities for one in each]
+            matches = recogniser.matches([sample], labels).similarities
+        assert (each[0] - each[1]).nan_to_num().abs().max() > 1e-4
+        mean = torch.stack(each[: len(ways)]).mean(0)
+        torch.testing.assert_close(matches, mean, equal_nan=True, atol=1e-6, rtol=0)
+
+
+def test_prototype_similarity_is_that_of_the_given_labels(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, facts = checkpoint.load(tiny_checkpoint)
+    model.prototypes = torch.eye(len(LABELS), model.config.embed_dim)
+    likely = {"slope": 5.0, "offset": 0.0, "familiarity": (3.0, 0.5)}
+    fitted = checkpoint.Calibration(temperature=1.0, **likely, split="val", clips=9)
+    stored = facts.model_copy(update={"calibration": fitted})
+    checkpoint.save(tmp_path / "familiar", model.state_dict(), stored)
+    recogniser = recognise.load(tmp_path / "familiar", use_pose=False, device="cpu")
+    first, second, *_ = LABELS.names
+    looks_like_the_second = 0.9 * torch.eye(model.config.embed_dim)[1:2]
+    similarities = torch.tensor([[[0.3, 0.1]]])
+
+    def score(*names: str) -> float:
+        matches = Similarities(similarities, looks_like_the_second)
+        scores = recogniser.scores(matches, LabelSet(names, names))
+        assert scores.shape == (1, 2)
+        return float(scores[0, 0])
+
+    def expected(familiar: float) -> float:
+        return float(torch.sigmoid(torch.tensor(5.0 * 0.3 + 3.0 * (familiar - 0.5))))
+
+    assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
+    assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
+    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "never learnt"
