@@ -234,7 +234,7 @@ def _show_result(result: Result, settings: TrainSettings) -> None:
     for line in (*_summary(result), "use it with:"):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     command = ["pevl", "classify", "VIDEO", "--checkpoint", str(result.folder / "best")]
-    if settings.model.frozen_base and settings.clip is not None:
+    if settings.model.base == "clip" and settings.clip is not None:
         command += ["--clip", settings.clip]
     if settings.run.pose_weights is not None:
         command += ["--pose-weights", str(settings.run.pose_weights)]
