@@ -91,7 +91,7 @@ def put_together(arguments: argparse.Namespace) -> None:
             poses / f"{weights.stem}.npz",
             str(weights),
             "cpu",
-            processes=os.cpu_count() or 1,
+            workers=os.cpu_count() or 1,
             listener=_tell,
         )
         print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.nobody}")

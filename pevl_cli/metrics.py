@@ -34,25 +34,25 @@ class Accuracy:
     mean_class: float  # mean of the top-1 of each class that occurs
     count: int  # clips
     per_class: dict[str, float]  # top-1 by label
-    confused: list[tuple[str, str, int]]  # true label, given label, clips; most frequent first
+    confused: list[tuple[str, str, int]]  # right label, answer, clips; most frequent first
 
 
 def accuracy(similarities: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
     """Accuracy of similarities (N, B, C) for the N right labels, numbers into the C ``names``."""
     similarity = mean_similarity(similarities)
-    true, given = np.asarray(labels), similarity.argmax(1).numpy()
-    right = given == true
+    true, answer = np.asarray(labels), similarity.argmax(1).numpy()
+    right = answer == true
     classes = np.unique(true)
-    shares = recall_score(true, given, labels=classes, average=None).tolist()
+    shares = recall_score(true, answer, labels=classes, average=None).tolist()
     per_class = {names[c]: share for c, share in zip(classes, shares, strict=True)}
-    mixed = Counter(zip(true[~right].tolist(), given[~right].tolist(), strict=True))
+    confusions = Counter(zip(true[~right].tolist(), answer[~right].tolist(), strict=True))
     return Accuracy(
-        float(accuracy_score(true, given)),
+        float(accuracy_score(true, answer)),
         float((ranks(similarity, labels) <= TOP).mean()),
         float(np.mean(shares)),
         len(true),
         per_class,
-        [(names[t], names[g], count) for (t, g), count in mixed.most_common()],
+        [(names[t], names[a], count) for (t, a), count in confusions.most_common()],
     )
 
 

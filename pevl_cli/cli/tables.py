@@ -103,12 +103,11 @@ def _figures(outcome: Outcome) -> Table:
     ):
         table.add_row(name, f"{value:.1%}", f"95 %: {interval.low:.1%} to {interval.high:.1%}")
     table.add_row("top-5", f"{accuracy.top5:.1%}", f"{accuracy.count:,} clips")
+    clips = outcome.calibrated_on
     table.add_row(
         "calibration error",
         f"{outcome.reliability.error:.1%}",
-        f"scores fitted on {outcome.calibrated_on}"
-        if outcome.calibrated_on
-        else "temperature of training",
+        f"scores calibrated on {clips}" if clips else "temperature of training, not calibrated",
     )
     speed = outcome.speed
     if speed is not None:

@@ -136,8 +136,9 @@ def _begin_worker(number: int) -> None:
     assert worker is not None
     threads, detector = 1, worker.dataset.detector  # type: ignore[attr-defined]
     if detector is not None:
-        if detector.device == "cuda":
-            detector.device = f"cuda:{number % torch.cuda.device_count()}"
+        gpus = torch.cuda.device_count()
+        if detector.device in (None, "cuda") and gpus:
+            detector.device = f"cuda:{number % gpus}"
         elif detector.device == "cpu":
             threads = max((os.cpu_count() or 1) // worker.num_workers, 1)
     torch.set_num_threads(threads)

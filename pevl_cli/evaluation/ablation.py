@@ -207,8 +207,8 @@ def ablate(
     settings = settings.model_copy(update={"model": settings.model.model_copy(update=joints)})
     if not adapted.video and name != "pose-input":
         raise UsageError(
-            f"pevl ablate {name}: this table compares models of videos, and {manifest.source} has "
-            "none; hint: pevl ablate pose-input."
+            f"pevl ablate {name}: needs videos, and {manifest.source} has none; hint: pevl ablate "
+            "pose-input needs poses only."
         )
     table = []
     for row in ABLATIONS[name].rows:

@@ -32,7 +32,7 @@ class Result:
     calibration_error: float
     low: float  # 95 % interval of top-1
     high: float
-    answers: dict[str, tuple[str, str]]  # clip -> right label, given label
+    answers: dict[str, tuple[str, str]]  # clip -> right label, answer
     groups: dict[str, str]  # clip -> group
 
 
@@ -155,11 +155,11 @@ def read_result(path: Path) -> Result:
 def compare(results: Sequence[Result]) -> Comparison:
     """Compare the first with each of the others. UsageError for fewer than two, or one twice."""
     if len(results) < 2:
-        raise UsageError("two or more folders of results are needed; hint: pevl compare RUN RUN.")
+        raise UsageError("two or more results are needed; hint: pevl compare RUN RUN")
     if len({r.name for r in results}) < len(results):  # the whole path tells them apart
         results = [replace(r, name=r.path) for r in results]
     if len({r.name for r in results}) < len(results):
-        raise UsageError("pevl compare: the same result was given twice.")
+        raise UsageError("pevl compare: the same result was named twice.")
     return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
 
 

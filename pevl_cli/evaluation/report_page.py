@@ -279,7 +279,7 @@ def _categories(names: Sequence[str]) -> dict[str, Any]:
 def clustered(confusion: np.ndarray) -> np.ndarray:
     """An order of the classes that puts confused ones side by side.
 
-    confusion (C, C) int, right by given label, -> (C,) class numbers.
+    confusion (C, C) int, right label by answer, -> (C,) class numbers.
     """
     if len(confusion) < 3:
         return np.arange(len(confusion))
@@ -293,7 +293,7 @@ def clustered(confusion: np.ndarray) -> np.ndarray:
 
 
 def _confusion_chart(outcome: Outcome) -> go.Figure:
-    """Right label by given label, in % of the right label's clips, in `clustered` order."""
+    """Right label by answer, in % of the right label's clips, in `clustered` order."""
     used = {c.label for c in outcome.clips} | {c.predictions[0][0] for c in outcome.clips}
     names = [name for name in outcome.labels if name in used]
     place = {name: i for i, name in enumerate(names)}
@@ -321,8 +321,8 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
     figure.update_layout(height=max(460, min(900, 140 + 26 * len(names))), dragmode="zoom")
     axis = {"showticklabels": few, "ticks": "", "automargin": True, "showgrid": False}
     axis |= _categories(names)
-    figure.update_xaxes(title={"text": "given", "standoff": 12}, tickangle=-60, **axis)
-    figure.update_yaxes(title={"text": "right", "standoff": 12}, autorange="reversed", **axis)
+    figure.update_xaxes(title={"text": "answer", "standoff": 12}, tickangle=-60, **axis)
+    figure.update_yaxes(title={"text": "right label", "standoff": 12}, autorange="reversed", **axis)
     return figure
 
 

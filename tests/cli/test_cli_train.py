@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert all(w.isfinite().all() for w in recogniser.model.state_dict().values())
         sample = recogniser.read(dataset / "run_on" / "1.mp4")
         assert recogniser.labels is not None
-        similarities = recogniser.matches([sample], recogniser.labels).similarities
+        similarities = recogniser.match([sample], recogniser.labels).values
         assert similarities[:, :1].isfinite().all()
         # What clips look like is of the very weights, or left out.
         assert (recogniser.familiarity is None) == (recogniser.model.prototypes is None)

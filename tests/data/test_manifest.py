@@ -36,8 +36,8 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     names = [f"{c}/{i}.mp4" for c in ("jumping_jack", "squat") for i in range(10)]
     names += ["squat/deep/11.MOV", "squat/notes.txt", ".hidden/a.mp4", "readme.mp4"]
     manifest = read_manifest(files(tmp_path, *names))
-    got = paths(manifest, tmp_path)
-    assert ("squat/deep/11.MOV", "squat") in got and len(got) == 21
+    listed = paths(manifest, tmp_path)
+    assert ("squat/deep/11.MOV", "squat") in listed and len(listed) == 21
     assert manifest.labels.names == ("jumping_jack", "squat")
     assert manifest.labels.texts == ("jumping jack", "squat")
     held = [i.label for i in manifest.of("val")]
@@ -99,7 +99,7 @@ HEAD = "path,label,text,split,start_s,end_s\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "expected"),
     [
         ("", 1, "path and label"),
         ("file,label\na,b\n", 1, "path"),
@@ -117,16 +117,16 @@ HEAD = "path,label,text,split,start_s,end_s\n"
         ("path,label,text\n1.mp4,a,one, two\n2.mp4,b,\n", 2, ""),
     ],
 )
-def test_a_wrong_line_is_told(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_a_wrong_line_is_reported(tmp_path: Path, text: str, line: int, expected: str) -> None:
     path = table(tmp_path, text)
     with pytest.raises(PevlError) as caught:
         read_manifest(path)
     message = str(caught.value)
-    assert str(path) in message and f"line {line}" in message and said in message
+    assert str(path) in message and f"line {line}" in message and expected in message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("path,label\n", "no clips"),
         ("path,label\n1.mp4,a\n2.mp4,a\n", "only the label 'a'"),
@@ -136,9 +136,9 @@ def test_a_wrong_line_is_told(tmp_path: Path, text: str, line: int, said: str) -
     ],
     ids=["no clips", "one label", "half a split", "no train", "a cell without end"],
 )
-def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, expected: str) -> None:
     path = table(tmp_path, text)
-    with pytest.raises(PevlError, match=said or None) as caught:
+    with pytest.raises(PevlError, match=expected or None) as caught:
         read_manifest(path)
     assert str(path) in str(caught.value)
 
@@ -190,27 +190,29 @@ def test_a_class_keeps_clips_to_train_on(seed: int) -> None:
     items = [
         Item(Path(f"{c}{g}{k}.mp4"), c, group=g) for (c, g), n in counts.items() for k in range(n)
     ]
-    got = hold_out(items, seed)
-    assert [(i.path, i.label, i.group) for i in got] == [(i.path, i.label, i.group) for i in items]
-    assert {i.label for i in got if i.split == "train"} == set(groups)
-    assert any(i.split == "val" for i in got)
-    crossing = {i.group for i in got if i.split == "train"} & {
-        i.group for i in got if i.split == "val"
+    divided = hold_out(items, seed)
+    assert [(i.path, i.label, i.group) for i in divided] == [
+        (i.path, i.label, i.group) for i in items
+    ]
+    assert {i.label for i in divided if i.split == "train"} == set(groups)
+    assert any(i.split == "val" for i in divided)
+    crossing = {i.group for i in divided if i.split == "train"} & {
+        i.group for i in divided if i.split == "val"
     }
     assert not crossing
 
 
 def test_a_single_clip_of_a_class_is_for_training() -> None:
     items = [Item(Path("1.mp4"), "rare"), *(Item(Path(f"{i}.mp4"), "b") for i in range(5))]
-    got = hold_out(items, 0)
-    assert got[0].split == "train"
-    assert sum(i.split == "val" for i in got) == 1
+    divided = hold_out(items, 0)
+    assert divided[0].split == "train"
+    assert sum(i.split == "val" for i in divided) == 1
 
 
 def test_a_group_in_two_given_splits_is_told(tmp_path: Path) -> None:
     text = "path,label,group,split\n1.mp4,a,anna,train\n2.mp4,b,anna,val\n3.mp4,b,ben,train\n"
     manifest = read_manifest(table(tmp_path, text))
-    assert [i.split for i in manifest.items] == ["train", "val", "train"], "as said"
+    assert [i.split for i in manifest.items] == ["train", "val", "train"], "as the file has it"
     assert len(manifest.warnings) == 1
     assert "1 group" in manifest.warnings[0] and "'anna'" in manifest.warnings[0]
 

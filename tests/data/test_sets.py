@@ -226,10 +226,10 @@ def test_from_the_folder_to_figures(
     root.mkdir()
     MAKERS[name](root, film)  # type: ignore[operator]
     missing = tmp_path / "missing.csv"
-    said = CliRunner().invoke(
+    completed = CliRunner().invoke(
         app, ["data", "check", name, "--root", str(root), "--output", str(missing)]
     )
-    assert said.exit_code == 0, said.output
+    assert completed.exit_code == 0, completed.output
     manifest = read_named(name, root)
     expected = {i.name for i in manifest.items if not i.on_disk and manifest.poses is None}
     with missing.open() as file:
@@ -238,8 +238,8 @@ def test_from_the_folder_to_figures(
         put(film, root / "events" / f"{VIDEO_ID}_{EVENT}.mp4")
     store = tmp_path / "poses.npz"
     line = ["pose", name, "--root", str(root), "--store", str(store), "--device", "cpu"]
-    said = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, [*line, "--pose-weights", str(pose_weights)])
+    assert completed.exit_code == 0, completed.output
     there = {i.name for i in read_named(name, root).items if i.on_disk}
     assert set(read_poses(store).names) == there
     # Nobody is in these films; one set brings poses of its own.
@@ -249,16 +249,16 @@ def test_from_the_folder_to_figures(
     given = [f"model.{s}" for s in small] + ["optim.min_steps=1", "run.tracker=none"]
     line = ["train", "--dataset", name, "--root", str(root), "--out", str(out), *poses]
     line += ["--epochs", "1", "--batch-size", "2", "--device", "cpu"]
-    said = CliRunner().invoke(app, [*line, *(x for g in given for x in ("--set", g))])
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, [*line, *(x for g in given for x in ("--set", g))])
+    assert completed.exit_code == 0, completed.output
     facts = json.loads((out / "run.json").read_text())
     assert facts["data"] == read_named(name, root).name
     assert ("train" in facts["incomplete"]) == bool(read_named(name, root).official)
     figures = tmp_path / "figures.json"
     line = ["benchmark", "--dataset", name, "--root", str(root), *poses]
     line += ["--checkpoint", str(out / "last"), "--device", "cpu", "--output", str(figures)]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, line)
+    assert completed.exit_code == 0, completed.output
     outcome = json.loads(figures.read_text())
     assert outcome["split"] == read_named(name, root).tested
     assert outcome["accuracy"]["count"] >= 1
@@ -291,7 +291,7 @@ def test_lists_that_are_not_what_they_should_be(
         read_named(name, tmp_path)
 
 
-def test_times_of_another_form_are_told(tmp_path: Path, film: Path) -> None:
+def test_times_of_another_form_are_reported(tmp_path: Path, film: Path) -> None:
     gymnastics(tmp_path, film)
     info = next(tmp_path.rglob("finegym_annotation_info_v1.0.json"))
     info.write_text(
@@ -312,10 +312,10 @@ def test_pictures_are_taken_where_flow_has_the_same_name(tmp_path: Path, film: P
 def test_names_and_what_goes_with_them(tmp_path: Path) -> None:
     assert known_name("FineGym") == "gym99" and known_name("smarthome") == "smarthome-cs"
     assert known_name("mine") is None
-    said = CliRunner().invoke(app, ["train", "--dataset", "haa500"])
-    assert said.exit_code == 2 or "--root" in str(said.exception)
-    said = CliRunner().invoke(app, ["train", "--dataset", "mine", "--root", str(tmp_path)])
-    assert "needs the name of a published data set" in str(said.exception)
+    completed = CliRunner().invoke(app, ["train", "--dataset", "haa500"])
+    assert completed.exit_code == 2 or "--root" in str(completed.exception)
+    completed = CliRunner().invoke(app, ["train", "--dataset", "mine", "--root", str(tmp_path)])
+    assert "needs the name of a published data set" in str(completed.exception)
     with pytest.raises(PevlError, match="no such folder"):
         Disk(tmp_path / "nowhere")
 

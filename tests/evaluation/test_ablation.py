@@ -61,8 +61,8 @@ def test_one_command_makes_the_table_and_a_second_one_goes_on(
     line += ["--set", "optim.batch_size=8"]
     for given in SMALL:
         line += ["--set", given]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, line)
+    assert completed.exit_code == 0, completed.output
     table = (out / "pose-input.md").read_text()
     assert "### Table 9" in table and "| Heatmaps | " in table and "| 80.1 | 96.0 |" in table
     figures = out / "p-heatmaps-seed3" / "figures.json"
@@ -73,31 +73,33 @@ def test_one_command_makes_the_table_and_a_second_one_goes_on(
     assert not (figures.parent / "state.pt").exists()
     # A second seed is added; what is there already is read, not trained again.
     figures.write_text(json.dumps(first | {"top1": 0.123}))
-    said = CliRunner().invoke(app, [*line, "--seed", "4"])
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, [*line, "--seed", "4"])
+    assert completed.exit_code == 0, completed.output
     assert (out / "p-heatmaps-seed4").is_dir() and "2 seeds" in (out / "pose-input.md").read_text()
     assert json.loads(figures.read_text())["top1"] == 0.123
-    said = CliRunner().invoke(app, [*line, "--epochs", "3"])
-    assert isinstance(said.exception, UsageError) and "another 'optim'" in str(said.exception)
+    completed = CliRunner().invoke(app, [*line, "--epochs", "3"])
+    assert isinstance(completed.exception, UsageError) and "another 'optim'" in str(
+        completed.exception
+    )
     (tmp_path / "other").mkdir()
     other = learnable(tmp_path / "other", joints=13)
     elsewhere = [str(other) if part == str(file) else part for part in line]
-    said = CliRunner().invoke(app, elsewhere)
-    assert "was made with another" in str(said.exception)
+    completed = CliRunner().invoke(app, elsewhere)
+    assert "was made with another" in str(completed.exception)
     figures.write_text('{"top1": 0.')
-    said = CliRunner().invoke(app, line)
-    assert isinstance(said.exception, PevlError) and "is damaged" in str(said.exception)
+    completed = CliRunner().invoke(app, line)
+    assert isinstance(completed.exception, PevlError) and "is damaged" in str(completed.exception)
     monkeypatch.chdir(tmp_path)
     at = line.index("--out")
-    said = CliRunner().invoke(app, [*line[:at], *line[at + 2 :]])
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, [*line[:at], *line[at + 2 :]])
+    assert completed.exit_code == 0, completed.output
     assert (tmp_path / "runs" / "halves-mini-ablation" / "pose-input.md").is_file()
     # Its other tables are about videos too.
     line[line.index("pose-input")] = "ucmr"
-    said = CliRunner().invoke(app, line)
-    assert "needs videos" in str(said.exception)
+    completed = CliRunner().invoke(app, line)
+    assert "needs videos" in str(completed.exception)
 
 
-def test_a_variant_that_does_not_fit_is_told() -> None:
+def test_a_variant_that_does_not_fit_is_reported() -> None:
     with pytest.raises(UsageError, match="does not fit these settings"):
         _config(CONFIGS["mini"], {"pose_features": "heatmap"})

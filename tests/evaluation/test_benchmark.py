@@ -44,8 +44,8 @@ def test_together_they_are_named_as_one_by_one(
     figures = tmp_path / "figures.json"
     line = ["benchmark", "--dataset", str(some_clips), "--device", "cpu"]
     line += ["--pose-weights", str(pose_weights), "--output", str(figures)]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 0, said.output
+    completed = CliRunner().invoke(app, line)
+    assert completed.exit_code == 0, completed.output
     outcome = json.loads(figures.read_text())
     assert (outcome["split"], outcome["accuracy"]["count"]) == ("val", 20)
     assert [c["clip"].endswith("broken") for c in outcome["left_out"]] == [True]
@@ -118,9 +118,9 @@ def test_a_report_is_written_and_compared(
 
     weights = ("--pose-weights", pose_weights, "--device", "cpu")
     one, two = tmp_path / "one", tmp_path / "two"
-    said = run("benchmark", "--dataset", some_clips, *weights, "--out", one)
-    assert said.exit_code == 0, said.output
-    assert f"report: {one / 'report.html'}" in said.output.replace("\n", "")
+    completed = run("benchmark", "--dataset", some_clips, *weights, "--out", one)
+    assert completed.exit_code == 0, completed.output
+    assert f"report: {one / 'report.html'}" in completed.output.replace("\n", "")
     result = json.loads((one / "result.json").read_text())
     fitted = result["calibration"]
     assert (fitted["split"], fitted["clips"]) == ("val", 184)
@@ -133,12 +133,12 @@ def test_a_report_is_written_and_compared(
     assert page.count("data:image/jpeg;base64,") == len(wrong) > 0
     assert "| pevl-mini | **" in (one / "table.md").read_text()
     line = ("benchmark", "--dataset", some_clips, *weights, "--out", two)
-    said = run(*line, "--no-pose", "--views", 3)
-    assert said.exit_code == 0, said.output
+    completed = run(*line, "--no-pose", "--views", 3)
+    assert completed.exit_code == 0, completed.output
     assert json.loads((two / "result.json").read_text())["views"] == 3
-    said = run("compare", one, two)
-    assert said.exit_code == 0 and "two against one on 20 common clips" in said.output
-    said = run("compare", one, two, "--output", tmp_path / "both.md")
+    completed = run("compare", one, two)
+    assert completed.exit_code == 0 and "two against one on 20 common clips" in completed.output
+    completed = run("compare", one, two, "--output", tmp_path / "both.md")
     assert (tmp_path / "both.md").read_text().startswith("| run, % | split |")
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
         benchmark(read_manifest(tmp_path / "bad"), recogniser, "pevl-mini")
 
 
-def test_clips_that_were_trained_on_are_told_of(tmp_path: Path, make_video: MakeVideo) -> None:
+def test_clips_that_were_trained_on_are_reported(tmp_path: Path, make_video: MakeVideo) -> None:
     """Where splits are drawn anew, what is all of a changed set is mostly training clips."""
     for label in ("yoga_lotus", "yoga_child"):
         for k in range(3):
@@ -217,12 +217,14 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
         for split in ("train", "val"):
             make_video(f"clips [old]/{split}/{label}/1.mp4", frames=8)
     line = ["benchmark", "--dataset", str(tmp_path / "clips [old]"), "--no-pose"]
-    said = CliRunner().invoke(app, [*line, "--device", "cpu", "--out", str(tmp_path / "out")])
-    assert said.exit_code == 0, said.output
-    assert "clips [old], split val" in said.output
+    completed = CliRunner().invoke(app, [*line, "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert completed.exit_code == 0, completed.output
+    assert "clips [old], split val" in completed.output
     (tmp_path / "file").write_text("")
-    said = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "file")])
-    assert isinstance(said.exception, UsageError) and "not a folder" in str(said.exception)
+    completed = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "file")])
+    assert isinstance(completed.exception, UsageError) and "not a folder" in str(
+        completed.exception
+    )
 
 
 @pytest.mark.slow
@@ -245,9 +247,9 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "known.txt").write_text("\n".join(known))
     line = ["benchmark", "--dataset", str(file), "--labels", str(tmp_path / "known.txt")]
     line += ["--checkpoint", str(strict), "--out", str(tmp_path / "report"), "--device", "cpu"]
-    said = CliRunner().invoke(app, line)
-    assert isinstance(said.exception, PevlError), said.output
-    told = str(said.exception)
+    completed = CliRunner().invoke(app, line)
+    assert isinstance(completed.exception, PevlError), completed.output
+    told = str(completed.exception)
     assert "jhmdb15" in told and "coco17" in told and "left_eye" in told
     assert len(told.splitlines()) == 1
 

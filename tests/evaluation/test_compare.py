@@ -79,7 +79,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     one = read_result(write(tmp_path / "one", "1"))
     with pytest.raises(UsageError, match="two or more"):
         compare([one])
-    with pytest.raises(UsageError, match="given twice"):
+    with pytest.raises(UsageError, match="named twice"):
         compare([one, one])
 
 

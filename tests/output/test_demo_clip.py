@@ -40,16 +40,16 @@ def test_the_command_names_it_and_writes_nothing_elsewhere(
     variables = (str(cache), str(tmp_path / "yolo"))
     before = {f for f in cache.rglob("*") if f.is_file()}
     out = tmp_path / "out"
-    said = CliRunner().invoke(
+    completed = CliRunner().invoke(
         app, ["demo", "--out", str(out), "--pose-weights", str(pose_weights), "--device", "cpu"]
     )
-    assert said.exit_code == 0, said.output
+    assert completed.exit_code == 0, completed.output
     assert (os.environ["PEVL_CACHE"], os.environ["YOLO_CONFIG_DIR"]) == variables
     assert sorted(f.name for f in out.iterdir()) == ["demo.mp4", "demo.png"]
     assert {f for f in cache.rglob("*") if f.is_file()} == before
-    lines = [line for line in said.output.splitlines() if "│" in line]
+    lines = [line for line in completed.output.splitlines() if "│" in line]
     assert lines[0].startswith("│ 1 │ jumping_jack")
-    assert sum(line.startswith("  pevl ") for line in said.output.splitlines()) == 3
+    assert sum(line.startswith("  pevl ") for line in completed.output.splitlines()) == 3
     assert cv2.imread(str(out / "demo.png")).shape[0] == 360
     timeline = read_timeline(out / "demo.mp4")
     assert len(timeline) == round(demo.FPS * demo.SECONDS)
