@@ -41,6 +41,7 @@ ONLY = {
     "huggingface_hub": {"weights"},
     "transformers": set[str](),
 }
+LONGEST_FILE = 450  # lines
 # model/ sees tensors and strings only: no video, no pose file, no detector.
 MODEL_MAY_USE = {"errors", "labels", "cache", "weights", "pose.skeletons", "pose.detector"}
 MODULES = {
@@ -105,3 +106,8 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 def test_each_library_is_known_to_one_place(library: str) -> None:
     users = {m for m in MODULES if any(n.split(".")[0] == library for n in imports(m))}
     assert {u if u in ONLY[library] else room(u) for u in users} == ONLY[library]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_are_short(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
