@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pevl_cli.data.manifest import Manifest, read_manifest
-from pevl_cli.training.build import settings_for
+from pevl_cli.training.build import load_settings_with_init
 from pevl_cli.training.train import train
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -99,7 +99,7 @@ def learn(
         "run.tracker": "none",
         "data.workers": 0,
     }
-    result = train(settings_for("mini", common | given))
+    result = train(load_settings_with_init("mini", common | given))
     if result.interrupted:
         raise KeyboardInterrupt
     assert result.last is not None

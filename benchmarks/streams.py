@@ -32,7 +32,7 @@ def main() -> None:
     labels = recogniser.labels
     assert labels is not None
     texts = recogniser.encode(labels)
-    items = read_manifest(arguments.folder).of(arguments.split)
+    items = read_manifest(arguments.folder).in_split(arguments.split)
     rows: dict[str, list[torch.Tensor]] = {"both": [], "pose alone": [], "video alone": []}
     for item in items:
         sample = recogniser.read(item.path, item.start_s, item.end_s)

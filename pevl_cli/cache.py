@@ -40,7 +40,7 @@ def file_digest(path: str | Path) -> str:
 
 
 @contextmanager
-def write_aside(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target``, renamed to ``target`` when the block ends without error.
 
     So no process ever reads a half-written file. PevlError when the folder cannot be written.

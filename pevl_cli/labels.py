@@ -107,7 +107,7 @@ class LabelSet:
         return _numbers(self).get(_normalised(phrase))
 
     @property
-    def names_a_side(self) -> bool:
+    def mentions_left_or_right(self) -> bool:
         """Whether any name or phrasing contains "left" or "right", so that mirroring a clip may
         change its label."""
         phrases = (*self.names, *self.texts, *(text for more in self.others for text in more))

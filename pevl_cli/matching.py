@@ -33,7 +33,7 @@ def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
 
 def flips_at_test(model: PeVL, labels: LabelSet) -> bool:
     """Whether mirrored clips are matched, too: never where a label says left or right."""
-    return model.config.flip_at_test and not labels.names_a_side
+    return model.config.flip_at_test and not labels.mentions_left_or_right
 
 
 @torch.inference_mode()

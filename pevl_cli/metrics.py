@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pevl_cli.model.sgmc import mean_similarity
 
-TOP = 5  # of the top-5 accuracy, and of the answers that are listed
-LEVEL = 0.95  # confidence level of intervals
+TOP_K = 5  # of the top-5 accuracy, and of the answers that are listed
+CONFIDENCE_LEVEL = 0.95  # confidence level of intervals
 RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of scores, for the calibration error
 
@@ -48,7 +48,7 @@ def accuracy(similarities: Tensor, labels: Sequence[int], names: Sequence[str]) 
     confusions = Counter(zip(true[~right].tolist(), answer[~right].tolist(), strict=True))
     return Accuracy(
         float(accuracy_score(true, answer)),
-        float((ranks(similarity, labels) <= TOP).mean()),
+        float((ranks(similarity, labels) <= TOP_K).mean()),
         float(np.mean(shares)),
         len(true),
         per_class,
@@ -133,7 +133,7 @@ def intervals(
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTest:
     """The top-1 accuracies of two models on the same clips, compared."""
 
     difference: float  # of the second less that of the first, in [-1, 1]
@@ -143,7 +143,7 @@ class Paired:
     p_value: float  # McNemar's exact test of only_first against only_second
 
 
-def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Paired:
+def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> PairedTest:
     """Compare the right answers of two models, both (N,) bool, clip by clip; N groups as in
     `intervals`."""
     unit = _group_numbers(groups)
@@ -151,7 +151,7 @@ def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Pair
     clips = np.bincount(unit).astype(float)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differing = only_first + only_second
-    return Paired(
+    return PairedTest(
         difference=float(second.mean() - first.mean()),
         interval=_bootstrap(
             lambda times: (times @ gain) / (times @ clips), len(clips), Interval(-1.0, 1.0)
@@ -192,13 +192,13 @@ def _bootstrap(
         n_resamples=RESAMPLES,
         batch=100,
         vectorized=True,
-        confidence_level=LEVEL,
+        confidence_level=CONFIDENCE_LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     low, high = float(interval.low), float(interval.high)
     if low == high and widest.low == 0 and low in {0.0, 1.0}:
         # All clips right, or all wrong, in every draw: the binomial interval of so many units.
-        exact = binomtest(round(low * count), count).proportion_ci(LEVEL)
+        exact = binomtest(round(low * count), count).proportion_ci(CONFIDENCE_LEVEL)
         return Interval(float(exact.low), float(exact.high))
     return Interval(low, high)

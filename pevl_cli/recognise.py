@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.cache import atomic_write, cache_folder, file_digest
 from pevl_cli.data.samples import Sample, read_sample
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
@@ -230,7 +230,7 @@ class Recogniser:
         texts = _read_texts(file)
         if texts is None:
             texts = encode_labels(self.model, labels)
-            with write_aside(file) as temporary:
+            with atomic_write(file) as temporary:
                 parts = {k: v for k, v in vars(texts).items() if v is not None}
                 save_file({k: v.clone().contiguous().cpu() for k, v in parts.items()}, temporary)
         texts = texts.to(self.device)

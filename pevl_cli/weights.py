@@ -16,11 +16,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.cache import atomic_write, cache_folder
 from pevl_cli.errors import PevlError, UsageError
 
 BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
-USUAL_WEIGHTS = "yolo11n-pose.pt"
+RECOMMENDED_WEIGHTS = "yolo11n-pose.pt"
 # Made by benchmarks/make_pose.py.
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "pose" / "pevl-pose.pt"
 WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
@@ -36,7 +36,7 @@ def find_weights(weights: str | Path | None = None) -> Path:
     nothing is fetched.
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
-    wanted = str(named or USUAL_WEIGHTS)
+    wanted = str(named or RECOMMENDED_WEIGHTS)
     if wanted == BUNDLED_WEIGHTS.stem:
         return BUNDLED_WEIGHTS
     path = Path(wanted).expanduser()
@@ -55,14 +55,14 @@ def find_weights(weights: str | Path | None = None) -> Path:
     )
 
 
-def fallback_note(weights: str | Path | None = None) -> str | None:
+def bundled_weights_note(weights: str | Path | None = None) -> str | None:
     """A note for users of the bundled weights who chose none and have not fetched better ones."""
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     if named or find_weights() != BUNDLED_WEIGHTS:
         return None
     return (
         "joints by the bundled small pose network; a more accurate one (6 MB): pevl models fetch "
-        f"{USUAL_WEIGHTS}"
+        f"{RECOMMENDED_WEIGHTS}"
     )
 
 
@@ -73,12 +73,12 @@ TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """A model with a name."""
 
     name: str
     kind: str  # "checkpoint", "pose" or "clip"
-    about: str
+    description: str
     licence: str
     megabytes: float  # 10⁶ bytes; an estimate for what is not in the package
     repository: str = ""  # on the Hugging Face hub
@@ -86,7 +86,7 @@ class Known:
 
 # Estimated sizes: the parameters at the precision they are stored in.
 YOLO = tuple(
-    Known(f"yolo11{size}-pose.pt", "pose", f"YOLO11{size}-pose, {use}", "AGPL-3.0", megabytes)
+    KnownModel(f"yolo11{size}-pose.pt", "pose", f"YOLO11{size}-pose, {use}", "AGPL-3.0", megabytes)
     for size, megabytes, use in (
         ("n", 6, "the recommended one"),
         ("s", 20, "better on small bodies"),
@@ -96,12 +96,12 @@ YOLO = tuple(
     )
 )
 CLIP = (
-    Known(
+    KnownModel(
         "ViT-B-16-quickgelu:openai",
         *("clip", "CLIP, for vit-b-16 and zero-shot", "MIT", 599),
         repository="timm/vit_base_patch16_clip_224.openai",
     ),
-    Known(
+    KnownModel(
         "ViT-L-14-quickgelu:openai",
         *("clip", "CLIP, for vit-l-14 and zero-shot", "MIT", 1710),
         repository="timm/vit_large_patch14_clip_224.openai",
@@ -115,12 +115,12 @@ Listener = Callable[[int, int], None]  # bytes received, bytes in all
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """A line of `pevl models`."""
 
-    known: Known
+    known: KnownModel
     state: str  # "bundled", "fetched" or "not here"
-    place: Path | None
+    path: Path | None
 
 
 def bundled() -> list[str]:
@@ -130,26 +130,26 @@ def bundled() -> list[str]:
     return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
 
 
-def list_models() -> list[Entry]:
+def list_models() -> list[ModelEntry]:
     """All models with a name, those on this computer first."""
     entries = []
     for name in bundled():
         folder = BUNDLED / name
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        known = Known(name, "checkpoint", "the default checkpoint", LICENCE, size)
-        entries.append(Entry(known, "bundled", folder))
-    known = Known(
+        known = KnownModel(name, "checkpoint", "the default checkpoint", LICENCE, size)
+        entries.append(ModelEntry(known, "bundled", folder))
+    known = KnownModel(
         BUNDLED_WEIGHTS.stem,
         "pose",
         "small, the default until another is fetched",
         LICENCE,
         BUNDLED_WEIGHTS.stat().st_size / 1e6,
     )
-    entries.append(Entry(known, "bundled", BUNDLED_WEIGHTS))
+    entries.append(ModelEntry(known, "bundled", BUNDLED_WEIGHTS))
     for known in (*YOLO, *CLIP):
-        place = _place(known)
-        entries.append(Entry(known, "not here" if place is None else "fetched", place))
-    return sorted(entries, key=lambda entry: entry.place is None)
+        path = _downloaded_path(known)
+        entries.append(ModelEntry(known, "not here" if path is None else "fetched", path))
+    return sorted(entries, key=lambda entry: entry.path is None)
 
 
 def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
@@ -170,7 +170,7 @@ def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
     return _fetch_yolo(name, listener) if known.kind == "pose" else _fetch_clip(known)
 
 
-def _place(known: Known) -> Path | None:
+def _downloaded_path(known: KnownModel) -> Path | None:
     """The file of a model that was fetched, else None."""
     if known.kind == "pose":
         file = cache_folder("weights") / known.name
@@ -205,7 +205,7 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
     digest, done = hashlib.sha256(), 0
     # torch.hub's downloader prints, and reports no progress to a listener; pooch prints, checks no
     # size, and keeps half a file where no hash is listed.
-    with write_aside(target) as temporary, temporary.open("wb") as file:
+    with atomic_write(target) as temporary, temporary.open("wb") as file:
         for chunk in _chunks(name, address):
             file.write(chunk)
             digest.update(chunk)
@@ -233,7 +233,7 @@ def _chunks(name: str, address: str) -> Iterator[bytes]:
 # -- CLIP's towers ------------------------------------------------------------------------------
 
 
-def _fetch_clip(known: Known) -> Path:
+def _fetch_clip(known: KnownModel) -> Path:
     """By the hub's own client, which shows its progress and resumes a broken download."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError

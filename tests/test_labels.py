@@ -56,7 +56,7 @@ def test_bundled_set(name: str) -> None:
     assert len({text.lower() for text in labels.texts}) == count
     assert len(set(labels.prompts)) == count
     assert all(prompt.endswith(f", a video of {action}") for prompt in labels.prompts)
-    assert not labels.names_a_side
+    assert not labels.mentions_left_or_right
 
 
 @pytest.mark.parametrize("name", bundled_label_sets())
@@ -393,7 +393,7 @@ def test_label_set_is_checked(
     ],
 )
 def test_names_a_side(name: str, text: str, expected: bool) -> None:
-    assert LabelSet(("plain", name), ("plain", text)).names_a_side is expected
+    assert LabelSet(("plain", name), ("plain", text)).mentions_left_or_right is expected
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_several_phrasings_of_a_label() -> None:
     assert labels.prompts == ["squat, a video of action", "push-up, a video of action"]
     assert labels.phrasings[0] == labels.prompts[:1]
     assert [p.split(",")[0] for p in labels.phrasings[1]] == ["push-up", "press-up", "a press"]
-    assert labels.names_a_side, "one phrasing is enough"
+    assert labels.mentions_left_or_right, "one phrasing is enough"
     assert parse_labels("a\nb\tc\n", "f").others == (), "nothing to hold"
     with pytest.raises(PevlError, match="phrasings"):
         LabelSet(("a", "b"), ("a", "b"), others=(("c",),))

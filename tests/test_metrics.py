@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import drawn_labels
 
-from pevl_cli.metrics import accuracy, intervals, paired, ranks, reliability
+from pevl_cli.metrics import accuracy, intervals, paired_test, ranks, reliability
 
 NAMES = tuple("abcdefg")
 
@@ -98,10 +98,10 @@ def test_two_models_on_the_same_clips() -> None:
     second = first.copy()
     second[50:62] = True  # twelve gained
     second[:2] = False  # two lost
-    found = paired(first, second, [""] * 100)
+    found = paired_test(first, second, [""] * 100)
     assert (found.only_first, found.only_second) == (2, 12)
     assert found.difference == pytest.approx(0.1)
     assert found.interval.low < 0.1 < found.interval.high
     # The exact sign test of 2 in 14.
     assert found.p_value == pytest.approx(2 * (1 + 14 + 91) / 2**14)
-    assert paired(first, first, [""] * 100).p_value == 1
+    assert paired_test(first, first, [""] * 100).p_value == 1

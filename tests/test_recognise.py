@@ -33,7 +33,7 @@ def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
     sample = recogniser.read(make_video(frames=halves))
     for names, ways in (("jump", "turn"), (False, True)), (("left jump", "turn"), (False,)):
         labels = LabelSet(names, names)
-        assert labels.names_a_side == (len(ways) == 1)
+        assert labels.mentions_left_or_right == (len(ways) == 1)
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [

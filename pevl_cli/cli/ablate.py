@@ -94,13 +94,13 @@ def _run(
         run = settings.run.model_copy(update={"out": folder})
         settings = settings.model_copy(update={"run": run})
     manifest = read_data(settings.data, 0)
-    for warning in (*manifest.warnings, *manifest.drawn):
+    for warning in (*manifest.warnings, *manifest.split_notes):
         console.warn(warning)
 
     from pevl_cli.evaluation import ablation
-    from pevl_cli.training.train import stored_poses_of
+    from pevl_cli.training.train import read_stored_poses
 
-    stored = stored_poses_of(settings, manifest)
+    stored = read_stored_poses(settings, manifest)
     console.note_bundled_weights(settings.run.pose_weights, stored is None)
     with AblationView() as listener:
         rows = ablation.ablate(name, settings, manifest, stored, seeds, listener)

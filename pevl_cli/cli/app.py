@@ -18,7 +18,7 @@ import typer
 from pevl_cli import __version__
 from pevl_cli.cli import console, data, models
 from pevl_cli.cli.ablate import ablate
-from pevl_cli.cli.benchmark import benchmark, replaced_spelling
+from pevl_cli.cli.benchmark import benchmark, new_command
 from pevl_cli.cli.classify import classify
 from pevl_cli.cli.compare import compare
 from pevl_cli.cli.demo import demo
@@ -72,7 +72,7 @@ def main() -> None:
     """Run the command; the one place where errors become a line and an exit code."""
     _prepare_process()
     try:
-        replacement = replaced_spelling(sys.argv[1:])
+        replacement = new_command(sys.argv[1:])
         if replacement is not None:
             raise UsageError(f"this is now a command of its own: {replacement}")
         app(prog_name="pevl")

@@ -79,7 +79,7 @@ def benchmark(
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold)
     manifest = _read_data(data, checkpoint)
     measured_split, _ = evaluation.choose_split(manifest, checkpoint, split)
-    for warning in (*manifest.warnings, *(manifest.drawn if measured_split != "all" else ())):
+    for warning in (*manifest.warnings, *(manifest.split_notes if measured_split != "all" else ())):
         console.warn(warning)
     stored = None if no_pose else _stored_poses(manifest, poses, pose_weights, layout)
     use_detector = not no_pose and stored is None
@@ -168,7 +168,7 @@ def _short_name(checkpoint: str) -> str:
     return "-".join(path.resolve().parts[-2:]) if path.is_dir() else path.name
 
 
-def replaced_spelling(arguments: Sequence[str]) -> str | None:
+def new_command(arguments: Sequence[str]) -> str | None:
     """The new command for `pevl benchmark --compare` and `pevl benchmark --ablation`, which earlier
     releases had; None for any other arguments."""
     command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), None)

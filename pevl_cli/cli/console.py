@@ -51,8 +51,8 @@ def warn_about_missing_poses(count: int, source: Path | None) -> None:
 
 def note_bundled_weights(pose_weights: Path | None, used: bool = True) -> None:
     """A note where the bundled detector is used because no other was chosen or fetched."""
-    from pevl_cli.weights import fallback_note
+    from pevl_cli.weights import bundled_weights_note
 
-    text = fallback_note(pose_weights) if used else None
+    text = bundled_weights_note(pose_weights) if used else None
     if text is not None:
         note(text)

@@ -62,7 +62,7 @@ def check_data(
         from pevl_cli.pose.files import read_poses
 
         stored = read_poses(source)
-    for warning in (*manifest.warnings, *manifest.drawn):
+    for warning in (*manifest.warnings, *manifest.split_notes):
         console.warn(warning)
     rows, missing = _count(manifest, stored)
     tables.show_data_check(manifest.name or name, rows)
@@ -85,8 +85,8 @@ def _count(
     rows: list[tuple[int | str, ...]] = []
     missing: list[Item] = []
     for split in SPLITS:
-        items = manifest.of(split)
-        if not items and split not in manifest.official:
+        items = manifest.in_split(split)
+        if not items and split not in manifest.official_counts:
             continue
         on_disk = [i for i in items if i.on_disk and i.path.exists()]
         posed = [i for i in items if stored is not None and stored.find(i.name) is not None]
@@ -94,7 +94,7 @@ def _count(
         absent = [i for i in items if i not in available]
         missing += absent
         parts = sum(i.start_s is not None for i in on_disk)
-        official = manifest.official.get(split)
+        official = manifest.official_counts.get(split)
         counts = (len(items), len(on_disk) - parts, parts, len(posed), len(absent))
         rows.append((split, "" if official is None else official, *counts))
     return rows, missing

@@ -43,7 +43,7 @@ def demo(
         from pevl_cli import recognise
         from pevl_cli.media.video import read_timeline, sample_clip
         from pevl_cli.output import demo_clip
-        from pevl_cli.output.draw import draw_actor, drawn_frame
+        from pevl_cli.output.draw import draw_actor, draw_frame
 
         clip = demo_clip.draw_clip(folder / "demo.mp4")
         recogniser = recognise.load(pose_weights=weights, device=device)
@@ -54,7 +54,7 @@ def demo(
         picture = folder / "demo.png"
         draw_actor(picture, read_timeline(clip), actor, sampled.indices)
     tables.show_answer(answer)
-    tables.show_picture(drawn_frame(sampled, actor))
+    tables.show_picture(draw_frame(sampled, actor))
     print(f"\nclip: {clip}\njoints: {picture}\n\nnext:")
     print(f"  {shlex.join(['pevl', 'classify', str(clip), '--top-k', '3'])}")
     print("  pevl classify YOUR_CLIP.mp4")

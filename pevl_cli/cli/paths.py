@@ -40,9 +40,9 @@ def write_text(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    from pevl_cli.cache import write_aside
+    from pevl_cli.cache import atomic_write
 
-    with write_aside(output) as temporary:
+    with atomic_write(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

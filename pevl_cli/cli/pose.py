@@ -11,7 +11,7 @@ import typer
 from pevl_cli.cli import console, options
 from pevl_cli.cli.batch import exit_if_failed, process_files
 from pevl_cli.cli.paths import check_files_exist, check_output, check_pose_weights, write_text
-from pevl_cli.cli.pose_store import StoreRequest, check_export, fill_store
+from pevl_cli.cli.pose_store import StoreRequest, check_export, store_poses
 from pevl_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def pose(
                 "--draw, --start, --end, --clip, --layout, --format and --output go with videos, "
                 "not with --store or --export."
             )
-        fill_store(
+        store_poses(
             StoreRequest(
                 *(videos, root, store, export, shard, workers, ray),
                 *(pose_weights, device, frames == "all"),
@@ -155,7 +155,7 @@ def _record(
     """The actor of a video, drawn if wanted."""
     import numpy as np
 
-    from pevl_cli.media.video import part_of, read_timeline, sample_clip
+    from pevl_cli.media.video import frames_in_span, read_timeline, sample_clip
     from pevl_cli.output.draw import draw_actor
     from pevl_cli.output.records import pose_record
     from pevl_cli.pose.actor import FrameSource
@@ -168,8 +168,8 @@ def _record(
         timeline = read_timeline(path)
     else:
         timeline = read_timeline(path)
-        indices = part_of(timeline, *part_s)
-        actor = detector.find_actor(FrameSource.of_video(timeline, indices))
+        indices = frames_in_span(timeline, *part_s)
+        actor = detector.find_actor(FrameSource.from_video(timeline, indices))
         frame_of = np.arange(len(indices))
     if not actor.seen.any():
         console.warn(f"{path}: no person was detected.")

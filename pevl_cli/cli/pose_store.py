@@ -36,7 +36,7 @@ class StoreRequest:
     all_frames: bool
 
 
-def fill_store(request: StoreRequest) -> None:
+def store_poses(request: StoreRequest) -> None:
     """Find the poses, write the store and the pickle, and report on stderr."""
     store = _store_path(request)
     check_pose_weights(request.pose_weights)
@@ -68,8 +68,8 @@ def fill_store(request: StoreRequest) -> None:
         )
     for name, reason in list(summary.failed.items())[:FAILURES_SHOWN]:
         console.print_error(PevlError(f"{name}: {reason}"))
-    if summary.nobody:
-        console.warn(f"no person was detected in {summary.nobody} of {summary.clips} clips")
+    if summary.without_person:
+        console.warn(f"no person was detected in {summary.without_person} of {summary.clips} clips")
     if request.export is not None:
         extract.export_pyskl(store, request.export, on_disk, manifest.labels if manifest else None)
     print(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pevl_cli.evaluation.compare import Comparison
     from pevl_cli.evaluation.outcome import Outcome
     from pevl_cli.recognise import Answer
-    from pevl_cli.weights import Entry
+    from pevl_cli.weights import ModelEntry
 
 NONE = "none of these, or not sure"
 ALL_CLASSES = 30  # up to so many classes are all shown, else the weakest
@@ -156,7 +156,7 @@ def show_data_check(title: str, rows: Sequence[Sequence[int | str]]) -> None:
     Console().print(table)
 
 
-def show_models(entries: Sequence[Entry]) -> None:
+def show_models(entries: Sequence[ModelEntry]) -> None:
     """The models known by name, and the paths of those on disk."""
     from rich.console import Console
     from rich.table import Table
@@ -169,12 +169,12 @@ def show_models(entries: Sequence[Entry]) -> None:
         )
     for entry in entries:
         known = entry.known
-        size = f"{known.megabytes:.0f}" if entry.place is not None else f"~{known.megabytes:.0f}"
-        table.add_row(Text(known.name), known.about, entry.state, size, known.licence)
+        size = f"{known.megabytes:.0f}" if entry.path is not None else f"~{known.megabytes:.0f}"
+        table.add_row(Text(known.name), known.description, entry.state, size, known.licence)
     Console().print(table)
     for entry in entries:
-        if entry.place is not None:
-            print(f"{entry.known.name}: {entry.place}")
+        if entry.path is not None:
+            print(f"{entry.known.name}: {entry.path}")
     print("fetch a model with: pevl models fetch NAME")
 
 

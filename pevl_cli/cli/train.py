@@ -163,15 +163,15 @@ def _run(
     manifest = read_data(settings.data, settings.run.seed)
     # One process of several reports what happens.
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
-    for warning in (*manifest.warnings, *manifest.drawn) if first else ():
+    for warning in (*manifest.warnings, *manifest.split_notes) if first else ():
         console.warn(warning)
 
     from pevl_cli.training import build
     from pevl_cli.training import train as training
 
     if settings.init is not None:
-        settings = build.settings_for(config, overrides, assignments)
-    stored = training.stored_poses_of(settings, manifest)
+        settings = build.load_settings_with_init(config, overrides, assignments)
+    stored = training.read_stored_poses(settings, manifest)
     settings = training.adapt_settings(settings, manifest, stored)
     if first and stored is not None:
         count = training.count_without_poses(manifest.items, stored)

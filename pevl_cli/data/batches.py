@@ -11,9 +11,9 @@ from torch.utils.data import Dataset, Sampler
 
 from pevl_cli.data.augmentation import Augmentation
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.loader import Loader, Unreadable, reason_of
+from pevl_cli.data.loader import Loader, Unreadable, error_reason
 from pevl_cli.data.samples import Sample, collate
-from pevl_cli.data.variation import vary
+from pevl_cli.data.variation import augment_sample
 from pevl_cli.errors import PevlError
 from pevl_cli.model.features import Batch
 
@@ -98,7 +98,7 @@ class AugmentedClips(Dataset[Batch]):
 
     def __getitem__(self, showing: Showing) -> Batch:
         rng = np.random.default_rng([self.seed, showing.epoch, showing.position])
-        return vary(self._sample(showing.clip), self.clips.config, self.augmentation, rng)
+        return augment_sample(self._sample(showing.clip), self.clips.config, self.augmentation, rng)
 
     def batch(self, showings: Sequence[Showing]) -> Batch:
         """The batch of several showings, in their order."""
@@ -112,7 +112,7 @@ class AugmentedClips(Dataset[Batch]):
             try:
                 return clips[k]
             except (PevlError, OSError) as error:
-                reason = reason or reason_of(error)
+                reason = reason or error_reason(error)
         raise PevlError(reason)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.sample_cache import SampleCache
@@ -28,8 +28,8 @@ from pevl_cli.pose.files import PoseStore
 
 # Part of each cache key; raised when samples come out differently from the same clip.
 CACHE_VERSION = 4
-GIGABYTE = 1 << 30
-POSE_SAMPLES = 50_000  # of 10 kB each, that are kept in memory at most
+GIBIBYTE = 1 << 30
+MAX_POSE_SAMPLES = 50_000  # of 10 kB each, that are kept in memory at most
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Clips(Dataset[Sample]):
         names: Sequence[str],
         config: ModelConfig,
         detector: PoseDetector | None,
-        cache_bytes: float = 20 * GIGABYTE,
+        cache_bytes: float = 20 * GIBIBYTE,
         poses: PoseStore | None = None,
     ) -> None:
         index = {name: i for i, name in enumerate(names)}
@@ -75,7 +75,7 @@ class Clips(Dataset[Sample]):
         item = self.items[i]
         if self._needs_no_video(item):
             sample = self._pose_samples.get(item) or self._read(item)
-            if self._cache.limit_bytes and len(self._pose_samples) < POSE_SAMPLES:
+            if self._cache.limit_bytes and len(self._pose_samples) < MAX_POSE_SAMPLES:
                 self._pose_samples[item] = sample
             return sample
         return self._cache.load(self._entry(item), item.path) or self._read(item)
@@ -204,5 +204,5 @@ def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
     rows.writerow(("path", "label", "split", "reason"))
     for clip in left_out:
         rows.writerow((clip.item.path, clip.item.label, clip.item.split, clip.reason))
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

@@ -11,7 +11,7 @@ from pydantic import Field
 from pevl_cli.choices import HoldOut
 from pevl_cli.data.augmentation import Section
 from pevl_cli.data.manifest import Manifest, read_manifest, with_labels
-from pevl_cli.data.sets.named import OTHER_NAMES, READERS, known_name, read_named
+from pevl_cli.data.sets.named import ALIASES, READERS, known_name, read_named
 from pevl_cli.data.sets.pyskl import read_pyskl
 from pevl_cli.errors import UsageError
 from pevl_cli.labels import LabelSet, read_labels
@@ -47,7 +47,7 @@ def read_data(data: DataSettings, seed: int, default_labels: LabelSet | None = N
     named = known_name(data.dataset)
     if data.root is not None:
         if named is None:
-            known = ", ".join((*READERS, *OTHER_NAMES))
+            known = ", ".join((*READERS, *ALIASES))
             raise UsageError(f"--root needs the name of a published data set: {known}.")
         manifest = read_named(named, data.root)
     elif named is not None and not data.dataset.exists():
@@ -60,8 +60,8 @@ def read_data(data: DataSettings, seed: int, default_labels: LabelSet | None = N
         manifest = with_labels(manifest, read_labels(data.labels), data.labels)
     if data.all_clips:
         items = [replace(i, split="train" if i.split == "val" else i.split) for i in manifest.items]
-        official = dict(manifest.official)
+        official = dict(manifest.official_counts)
         if "val" in official:
             official["train"] += official.pop("val")
-        manifest = replace(manifest, items=tuple(items), official=official)
+        manifest = replace(manifest, items=tuple(items), official_counts=official)
     return manifest

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.data.loader import Loader, Unreadable, reason_of, worker_count, worker_errors
+from pevl_cli.data.loader import Loader, Unreadable, error_reason, worker_count, worker_errors
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.partial_store import PartialStore, pack
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
-from pevl_cli.media.video import part_of, read_timeline, sample_clip
+from pevl_cli.media.video import frames_in_span, read_timeline, sample_clip
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import read_poses
 from pevl_cli.pose.pickles import write_pickle
@@ -30,7 +30,7 @@ class Summary:
 
     clips: int = 0  # in the store
     kept: int = 0  # of these, from an earlier run
-    nobody: int = 0  # of these, without anybody in them
+    without_person: int = 0  # of these, without anybody in them
     failed: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
@@ -48,7 +48,7 @@ class PoseReader:
         """PevlError or OSError for a clip that cannot be read."""
         if self.all_frames:
             timeline = read_timeline(item.path)
-            indices = part_of(timeline, item.start_s, item.end_s)
+            indices = frames_in_span(timeline, item.start_s, item.end_s)
             actor = self.detector.actor_in_all(timeline, indices)
             frames, size = np.arange(len(indices)), (timeline.width, timeline.height)
         else:
@@ -109,7 +109,7 @@ def extract(
     if not names:
         first = next(iter(summary.failed.values()), "there is no clip")
         raise PevlError(f"{store}: no clip could be read; the first: {first}")
-    summary.nobody = partial_store.write(names, summary.failed)
+    summary.without_person = partial_store.write(names, summary.failed)
     summary.clips = len(names)
     return summary
 
@@ -169,7 +169,7 @@ def _read_row(reader: PoseReader, items: list[Item], row: dict[str, Any]) -> dic
     try:
         return {"number": row["number"], "data": reader(items[row["number"]]), "reason": ""}
     except (PevlError, OSError) as error:
-        return {"number": row["number"], "data": b"", "reason": reason_of(error)}
+        return {"number": row["number"], "data": b"", "reason": error_reason(error)}
 
 
 def shard(items: Sequence[Item], text: str) -> list[Item]:

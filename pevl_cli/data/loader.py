@@ -35,7 +35,7 @@ class Unreadable:
     reason: str
 
 
-def reason_of(error: PevlError | OSError) -> str:
+def error_reason(error: PevlError | OSError) -> str:
     """Why something cannot be read, as one sentence that names the file."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}."
@@ -64,7 +64,7 @@ class _Reader(Dataset[Any], Generic[T, R]):
         try:
             return self.read(item)
         except (PevlError, OSError) as error:
-            return Unreadable(reason_of(error))
+            return Unreadable(error_reason(error))
 
 
 class Loader(Generic[T, R]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from random import Random
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.choices import HoldOut
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
@@ -54,10 +54,10 @@ class Manifest:
     labels: LabelSet
     warnings: tuple[str, ...] = ()
     name: str = ""  # of a published set
-    tested: str = "test"  # the split of the published figures
-    official: Mapping[str, int] = field(default_factory=dict)  # clips of each split, as published
+    published_split: str = "test"  # the split of the published figures
+    official_counts: Mapping[str, int] = field(default_factory=dict)  # clips per split as published
     poses: Path | None = None  # stored poses that come with the set
-    drawn: tuple[str, ...] = ()  # how the splits were drawn here, where the set names none
+    split_notes: tuple[str, ...] = ()  # how the splits were drawn here, where the set names none
 
     @property
     def title(self) -> str:
@@ -68,7 +68,7 @@ class Manifest:
     def has_videos(self) -> bool:
         return any(item.on_disk for item in self.items)
 
-    def of(self, split: str) -> list[Item]:
+    def in_split(self, split: str) -> list[Item]:
         """The clips of a split."""
         return [item for item in self.items if item.split == split]
 
@@ -80,7 +80,7 @@ class Manifest:
         count = Counter(item.split for item in usable)
         parts = []
         for split in splits:
-            total = self.official.get(split, len(self.of(split)))
+            total = self.official_counts.get(split, len(self.in_split(split)))
             if count[split] < total:
                 parts.append(f"{split} {count[split]:,} of {total:,} clips")
         return "; ".join(parts)
@@ -106,13 +106,15 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     names = list(dict.fromkeys(item.label for item in items))
     if len(names) < 2:
         raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
-    drawn: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
     if not any(item.split for item in items):
         items = hold_out(items, seed, by=by)
         held = sum(item.split == "val" for item in items)
         whole = by == "group" and any(item.group for item in items)
-        how = "whole groups" if whole else "drawn at random"
-        drawn = (f"no split given: held out {held} of {len(items)} clips ({how}) to validate",)
+        how = "whole groups" if whole else "chosen at random"
+        split_notes = (
+            f"no split given: {held} of {len(items)} clips ({how}) are held out for validation",
+        )
     elif not all(item.split for item in items):
         raise PevlError(f"{source}: some clips have a split and some have none; give all one.")
     if not any(item.split == "train" for item in items):
@@ -123,7 +125,7 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     labels = LabelSet(
         tuple(names), tuple(p[0] for p in phrasings), others=others if any(others) else ()
     )
-    return Manifest(source, tuple(items), labels, tuple(warnings), drawn=drawn)
+    return Manifest(source, tuple(items), labels, tuple(warnings), split_notes=split_notes)
 
 
 def write_missing(path: Path, items: Sequence[Item]) -> None:
@@ -133,7 +135,7 @@ def write_missing(path: Path, items: Sequence[Item]) -> None:
     rows.writerow(("name", "label", "split", "expected"))
     for item in items:
         rows.writerow((item.name, item.label, item.split, item.path))
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from pevl_cli import __version__
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Item
 from pevl_cli.errors import PevlError
 from pevl_cli.pose.store import STORE_FACTS
-from pevl_cli.pose.stored import FORM_ERRORS
+from pevl_cli.pose.stored import FORMAT_ERRORS
 
 ARRAYS = ("joints", "boxes", "size")
 # Raised for a damaged file.
-DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORM_ERRORS)
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORMAT_ERRORS)
 
 
 def pack(joints: np.ndarray, boxes: np.ndarray, size: np.ndarray) -> bytes:
@@ -51,19 +51,19 @@ class PartialStore:
     ) -> None:
         self.path, self.detector_facts = path, dict(detector_facts)
         self.folder = path.with_name(f"{path.name}.parts")
-        self._stamps = {item.name: _stamp(item) for item in items}
+        self._stamps = {item.name: _file_stamp(item) for item in items}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PevlError(f"{self.folder}: cannot be written ({error.strerror}).") from error
-        self._take_over()
+        self._reuse_store()
 
     def has(self, name: str) -> bool:
         return self._read(name) is not None
 
     def add(self, name: str, packed: bytes) -> None:
         """Keep a finished clip, whole or not at all; ``packed`` by `pack`."""
-        with write_aside(self._part(name)) as temporary:
+        with atomic_write(self._part(name)) as temporary:
             temporary.write_bytes(packed)
 
     def write(self, names: Sequence[str], failed: Mapping[str, str]) -> int:
@@ -79,7 +79,7 @@ class PartialStore:
         }
         nobody = 0
         with (
-            write_aside(self.path) as temporary,
+            atomic_write(self.path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as store,
         ):
             store.writestr(STORE_FACTS, json.dumps(about))
@@ -110,7 +110,7 @@ class PartialStore:
         except DAMAGED:
             return None
 
-    def _take_over(self) -> None:
+    def _reuse_store(self) -> None:
         """Keep the undamaged clips of an earlier store that were made in the same way."""
         try:
             with zipfile.ZipFile(self.path) as store:
@@ -136,7 +136,7 @@ def _array(store: zipfile.ZipFile, name: str, key: str) -> np.ndarray:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _stamp(item: Item) -> list[object]:
+def _file_stamp(item: Item) -> list[object]:
     size_bytes = None
     with suppress(OSError):
         size_bytes = item.path.stat().st_size

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.cache import atomic_write, cache_folder
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError
 
@@ -71,7 +71,7 @@ class SampleCache:
 
     def store_reason(self, entry: Path, reason: str) -> None:
         verdict = entry.with_suffix(".txt")
-        with suppress(PevlError), write_aside(verdict) as temporary:
+        with suppress(PevlError), atomic_write(verdict) as temporary:
             temporary.write_text(reason, encoding="utf-8")
 
 
@@ -114,5 +114,5 @@ def _write(entry: Path, sample: Sample) -> None:
     arrays["box"] = np.array(sample.box or [])
     arrays["frames"] = np.zeros(0, np.uint8) if sample.frames is None else sample.frames
     arrays["warnings"] = np.array(sample.warnings, dtype=np.str_)
-    with write_aside(entry) as temporary, temporary.open("wb") as file:
+    with atomic_write(entry) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

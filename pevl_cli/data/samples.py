@@ -101,7 +101,7 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
                 f"{actor.people} people at once: tracked the one in box "
                 f"{[round(v) for v in box]} for {seen} of {config.pose_frames} frames"
             )
-    region = _Region.of(config, width, height, None if box is None else [v * scale for v in box])
+    region = _Region.fit(config, width, height, None if box is None else [v * scale for v in box])
     frames = None
     if config.video:
         indexed = clip.frame_of[1::3]  # the middle ones of the triples
@@ -136,7 +136,7 @@ def pose_sample(path: Path, stored: StoredPoses, config: ModelConfig) -> Sample:
     count = config.pose_frames
     frame = np.clip((np.arange(count) + 0.5) / count * len(whole) - 0.5, 0, len(whole) - 1)
     joints = _interpolate(whole, frame)
-    region = _Region.of(config, *stored.canvas, actor.box)
+    region = _Region.fit(config, *stored.canvas, actor.box)
     joints[..., :2] = joints[..., :2] * region.scale + region.region_from_frame[:, 2]
     return Sample(
         path=path,
@@ -187,7 +187,7 @@ class _Region:
     size: tuple[int, int]  # w, h in pixels of the region
 
     @classmethod
-    def of(cls, config: ModelConfig, width: int, height: int, box: list[float] | None) -> _Region:
+    def fit(cls, config: ModelConfig, width: int, height: int, box: list[float] | None) -> _Region:
         # CLIP's centre crop: 224 of 256 pixels of the short side.
         side = min(width, height) * 0.875
         centre = width / 2, height / 2

@@ -14,7 +14,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 
 
-def vary(
+def augment_sample(
     sample: Sample, config: ModelConfig, augmentation: Augmentation, rng: np.random.Generator
 ) -> Batch:
     """A random variation of the sample as a batch of one; the same for the same state of ``rng``.

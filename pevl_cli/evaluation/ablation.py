@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from pevl_cli import recognise
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.benchmark import benchmark
-from pevl_cli.evaluation.cost import Cost, cost_of
+from pevl_cli.evaluation.cost import Cost, compute_cost
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.files import PoseStore
 from pevl_cli.training.progress import Event
@@ -212,7 +212,7 @@ def ablate(
         )
     table = []
     for row in ABLATIONS[name].rows:
-        variant = _first_equal(row.variant, settings.model)
+        variant = _first_equal_variant(row.variant, settings.model)
         figures = RowFigures(row, _config(settings.model, VARIANTS[variant]))
         for seed in seeds:
             folder = settings.folder / f"{variant}-seed{seed}"
@@ -223,7 +223,7 @@ def ablate(
             figures.mean_class.append(result["mean_class"])
         if ABLATIONS[name].costs:
             config = figures.config.model_copy(update={"classes": len(manifest.labels)})
-            figures.cost = cost_of(config, manifest.labels)
+            figures.cost = compute_cost(config, manifest.labels)
         table.append(figures)
     return table
 
@@ -240,7 +240,7 @@ def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         ) from error
 
 
-def _first_equal(variant: str, config: ModelConfig) -> str:
+def _first_equal_variant(variant: str, config: ModelConfig) -> str:
     """The first variant that gives the same model: without Eq. (5) in `mini`, say, two do."""
     wanted = _config(config, VARIANTS[variant])
     return next(v for v, changes in VARIANTS.items() if _config(config, changes) == wanted)
@@ -296,7 +296,7 @@ def _measure(
         "minutes": round(result.seconds / 60, 2),
         "made_by": made_by,
     }
-    with write_aside(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     for state in ("state.pt", "state.older.pt"):  # large, and nothing is left to continue
         (folder / state).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pevl_cli.data.loader import Loader, Unreadable, worker_count, worker_errors
 from pevl_cli.data.manifest import SPLITS, Item, Manifest
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluation.cost import cost_of
+from pevl_cli.evaluation.cost import compute_cost
 from pevl_cli.evaluation.outcome import Outcome, clip_results
 from pevl_cli.evaluation.speed import measure_speed
 from pevl_cli.labels import LabelSet
@@ -61,7 +61,7 @@ def benchmark(
             f"{checkpoint_name}: this model takes poses only; it needs a detector or --poses."
         )
     split, listed = choose_split(manifest, checkpoint_name, split)
-    labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
+    labels = choose_labels(manifest, recogniser.labels, checkpoint_name)
     recogniser.encode(labels)  # before the clips: labels may be refused
     items = [i for i in listed if i.on_disk or (poses is not None and poses.find(i.name))]
     clips = Clips(_relabelled(items, labels), labels.names, config, recogniser.detector, 0, poses)
@@ -93,7 +93,7 @@ def benchmark(
         left_out=left_out,
         incomplete=manifest.incomplete(measured, SPLITS if split == "all" else (split,)),
         views=views,
-        cost=cost_of(config, labels),
+        cost=compute_cost(config, labels),
         speed=speed,
         provenance=provenance,
         **figures,
@@ -123,7 +123,7 @@ def _figures(
     as_trained = Calibration(temperature=float(recogniser.model.temperature.detach()))
     return {
         "accuracy": accuracy(values, true, labels.names),
-        "intervals": intervals(np.array([c.right for c in clips]), true, groups),
+        "intervals": intervals(np.array([c.correct for c in clips]), true, groups),
         "groups": len({group for group in groups if group}),
         "calibration": recogniser.calibration,
         "reliability": reliability(scores, true),
@@ -226,11 +226,11 @@ def choose_split(
     It is "all" where the data set names no splits and the checkpoint was not trained on it.
     UsageError if there are no clips in it.
     """
-    if split is None and manifest.drawn and not trained_on(manifest, checkpoint_name):
+    if split is None and manifest.split_notes and not trained_on(manifest, checkpoint_name):
         return "all", list(manifest.items)
-    present = (name for name in (manifest.tested, "val") if manifest.of(name))
-    split = split or next(present, manifest.tested)
-    items = manifest.of(split)
+    present = (name for name in (manifest.published_split, "val") if manifest.in_split(name))
+    split = split or next(present, manifest.published_split)
+    items = manifest.in_split(split)
     if not items:
         known = ", ".join(sorted({item.split for item in manifest.items}))
         raise UsageError(f"{manifest.source}: has no split '{split}', but {known}.")
@@ -254,7 +254,7 @@ def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bo
     return split in {"train", "all"} or (split == "val" and bool(training.get("all_clips")))
 
 
-def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
+def choose_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
     """The labels to choose among: the checkpoint's ``known`` ones, or the data set's without any.
 
     The data set's labels must be among the known ones, by name, text or another phrasing; where

@@ -13,9 +13,9 @@ import numpy as np
 
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.outcome import FORMAT
-from pevl_cli.metrics import Paired, paired
+from pevl_cli.metrics import PairedTest, paired_test
 
-SHOWN = 12  # differing labels and clips that are listed at most
+MAX_SHOWN = 12  # differing labels and clips that are listed at most
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Difference:
 
     name: str
     clips: int
-    paired: Paired | None  # None without such clips
+    paired: PairedTest | None  # None without such clips
     labels: list[tuple[str, int, int]]  # label, clips only the first has right, only this one
     only_first: list[str]  # clips that only the first has right
     only_this: list[str]
@@ -102,12 +102,12 @@ class Comparison:
                 f"{100 * p.interval.high:+.1f}); only it is right in {p.only_second}, only "
                 f"{first.name} in {p.only_first}; McNemar's exact test: p = {p.p_value:.3g}."
             )
-            for label, lost, gained in d.labels[:SHOWN]:
+            for label, lost, gained in d.labels[:MAX_SHOWN]:
                 lines.append(f"  {label}: {gained} gained, {lost} lost")
             for word, clips in (("gained", d.only_this), ("lost", d.only_first)):
                 if clips:
-                    more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
-                    lines.append(f"  {word}: {', '.join(clips[:SHOWN])}{more}")
+                    more = f" and {len(clips) - MAX_SHOWN} more" if len(clips) > MAX_SHOWN else ""
+                    lines.append(f"  {word}: {', '.join(clips[:MAX_SHOWN])}{more}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _difference(first: Result, other: Result) -> Difference:
     return Difference(
         name=other.name,
         clips=len(common),
-        paired=paired(first_right, other_right, groups) if common else None,
+        paired=paired_test(first_right, other_right, groups) if common else None,
         labels=labels,
         only_first=lost,
         only_this=gained,

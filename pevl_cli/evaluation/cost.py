@@ -36,7 +36,7 @@ class Cost:
     gflops: dict[str, float]  # 10⁹ multiply-adds, for one view of one clip
 
 
-def cost_of(config: ModelConfig, labels: LabelSet) -> Cost:
+def compute_cost(config: ModelConfig, labels: LabelSet) -> Cost:
     """Count on torch's meta device, without computing anything.
 
     "shared" are the blocks that serve video and pose (Sec. 4.1). "text" has the multiply-adds of

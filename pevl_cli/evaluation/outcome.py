@@ -13,7 +13,7 @@ from pevl_cli.data.manifest import Item
 from pevl_cli.evaluation.cost import Cost
 from pevl_cli.evaluation.speed import Speed
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import TOP, Accuracy, Interval, Reliability, ranks
+from pevl_cli.metrics import TOP_K, Accuracy, Interval, Reliability, ranks
 from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.sgmc import mean_similarity
 
@@ -32,7 +32,7 @@ class ClipResult:
     predictions: list[tuple[str, float]]  # the first five labels with their scores, best first
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         return self.rank == 1
 
 
@@ -100,7 +100,7 @@ def clip_results(
                 group=item.group,
                 rank=rank,
                 score=float(values[label]),
-                predictions=[(labels.names[c], float(values[c])) for c in order[:TOP]],
+                predictions=[(labels.names[c], float(values[c])) for c in order[:TOP_K]],
             )
         )
     return results

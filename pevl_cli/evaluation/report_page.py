@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.evaluation.benchmark import clip_names
@@ -105,7 +105,7 @@ def write_report(
         "report.html": html(outcome, strips),
     }
     for name, text in texts.items():
-        with write_aside(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -214,7 +214,7 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
 
 def worst_mistakes(clips: Sequence[ClipResult]) -> list[ClipResult]:
     """The wrong answers with the largest lead in score over the right one, largest first."""
-    wrong = [c for c in clips if not c.right]
+    wrong = [c for c in clips if not c.correct]
     return sorted(wrong, key=lambda c: c.score - c.predictions[0][1])[:MISTAKES]
 
 
@@ -276,7 +276,7 @@ def _categories(names: Sequence[str]) -> dict[str, Any]:
     return {"type": "category", "tickvals": list(names), "ticktext": short}
 
 
-def clustered(confusion: np.ndarray) -> np.ndarray:
+def cluster_order(confusion: np.ndarray) -> np.ndarray:
     """An order of the classes that puts confused ones side by side.
 
     confusion (C, C) int, right label by answer, -> (C,) class numbers.
@@ -293,14 +293,14 @@ def clustered(confusion: np.ndarray) -> np.ndarray:
 
 
 def _confusion_chart(outcome: Outcome) -> go.Figure:
-    """Right label by answer, in % of the right label's clips, in `clustered` order."""
+    """Right label by answer, in % of the right label's clips, in `cluster_order` order."""
     used = {c.label for c in outcome.clips} | {c.predictions[0][0] for c in outcome.clips}
     names = [name for name in outcome.labels if name in used]
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
     for clip in outcome.clips:
         counts[place[clip.label], place[clip.predictions[0][0]]] += 1
-    order = clustered(counts)
+    order = cluster_order(counts)
     names, counts = [names[i] for i in order], counts[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = go.Figure(

@@ -47,8 +47,8 @@ class Timeline:
     width: int  # px of the upright picture
     height: int
     rotation_deg: int  # counter-clockwise turn that makes a decoded frame upright: 0, 90, 180, 270
-    has_clock: bool  # False: frames have no timestamps (AVI), and are counted
-    missing_from_s: float | None  # where a file ends that is shorter than its header says
+    has_timestamps: bool  # False: frames have no timestamps (AVI), and are counted
+    cut_off_s: float | None  # where a file ends that is shorter than its header says
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -167,7 +167,7 @@ def sample_clip(
     )
 
 
-def part_of(
+def frames_in_span(
     timeline: Timeline, start_s: float | None = None, end_s: float | None = None
 ) -> np.ndarray:
     """Indices (n,) of the frames on screen in ``[start_s, end_s)``. PevlError as `sample_clip`."""
@@ -233,7 +233,7 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
     if not pts:
         raise PevlError(f"{path}: its video has no frames; it may be cut off.")
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    has_clock = None not in pts and container.format.name != "avi"
+    has_timestamps = None not in pts and container.format.name != "avi"
     if None in pts:  # a raw stream: count at its nominal rate
         stamps = np.round(np.arange(len(pts)) / rate / base).astype(np.int64)
     else:
@@ -249,12 +249,12 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
         width=width,
         height=height,
         rotation_deg=rotation,
-        has_clock=has_clock,
-        missing_from_s=_missing_from(container, stream, chunks, end_s),
+        has_timestamps=has_timestamps,
+        cut_off_s=_cut_off_time(container, stream, chunks, end_s),
     )
 
 
-def _missing_from(
+def _cut_off_time(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frames: int,
@@ -299,7 +299,7 @@ def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tup
         if value is not None and math.isnan(value):
             raise PevlError(f"{path}: --{name} is not a number.")
     start, end = start_s or 0.0, duration_s if end_s is None else min(end_s, duration_s)
-    missing = timeline.missing_from_s
+    missing = timeline.cut_off_s
     if missing is not None and (end_s is None or end_s > missing):
         usable_s = math.floor(missing * 10) / 10
         raise PevlError(
@@ -357,7 +357,7 @@ def _decode(
     keys = np.flatnonzero(timeline.is_key)
     # MPEG streams have no index and not all timestamps: after a seek frames are miscounted.
     no_index = container.format.name in {"mpeg", "mpegts"}
-    can_seek = can_seek and timeline.has_clock and not no_index
+    can_seek = can_seek and timeline.has_timestamps and not no_index
     position, goal, queue = -1, -1, wanted[::-1]
     while queue:
         place = int(np.searchsorted(keys, queue[-1], side="right"))
@@ -410,7 +410,7 @@ def _decode_on(
         for frame in frames:
             damaged = damaged and not frame.key_frame
             index = count
-            if timeline.has_clock and frame.pts is not None:
+            if timeline.has_timestamps and frame.pts is not None:
                 index = int(np.searchsorted(timeline.pts, frame.pts, side="right")) - 1
             count += 1
             if not damaged and index >= 0:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pevl_cli import weights
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.calibration import Calibration
@@ -72,7 +72,7 @@ class Facts(BaseModel):
         return LabelSet(**self.labels.model_dump())
 
 
-def facts_of(
+def make_facts(
     config: ModelConfig,
     labels: LabelSet,
     base: Base | None,
@@ -100,13 +100,13 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
             continue
         half = not facts.base_is_separate and value.is_floating_point() and "running" not in key
         stored[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
-    with write_aside(folder / "model.safetensors") as temporary:
+    with atomic_write(folder / "model.safetensors") as temporary:
         try:
             save_file(stored, temporary)
         except SafetensorError as error:
             raise PevlError(f"{folder}: model.safetensors cannot be written ({error}).") from error
         temporary.chmod(0o644)  # safetensors makes it readable for its owner only
-    with write_aside(folder / "config.json") as temporary:
+    with atomic_write(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pevl_cli.output.draw import write_film
+from pevl_cli.output.draw import write_video
 
 ACTION = "jumping_jack"
 WIDTH, HEIGHT = 640, 480
@@ -32,7 +32,7 @@ def draw_clip(path: Path) -> Path:
     count = round(FPS * SECONDS)
     times_s = np.arange(count) / FPS
     backdrop, rng = _backdrop(), np.random.default_rng(0)
-    write_film(path, (_frame(backdrop, t, rng) for t in times_s), times_s)
+    write_video(path, (_frame(backdrop, t, rng) for t in times_s), times_s)
     return path
 
 

@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.media.video import Clip, Timeline, iter_frames
 from pevl_cli.pose.actor import Actor
@@ -38,19 +38,19 @@ def draw_skeleton(
             cv2.circle(frame, (int(x), int(y)), 2 * unit + 1, (255, 255, 255), -1, cv2.LINE_AA)
 
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-FILM_SUFFIXES = {".mp4", ".mov", ".mkv"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+WRITABLE_VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv"}
 STRIP_FRAMES = 6  # of a filmstrip
 STRIP_PX = 360  # height of a filmstrip that is written to a file
 PAGE_STRIP_PX = 180  # height of a filmstrip on a report's page
 STORED_FPS = 25  # of a film of stored poses, whose times are not known
-FILM_CLOCK = Fraction(1, 12800)  # s; unit of the times of a film's frames
+VIDEO_TIME_BASE_S = Fraction(1, 12800)  # s; unit of the times of a film's frames
 
 
 def check_drawing(path: Path) -> None:
     """UsageError unless the ending is that of a picture or a film."""
-    if path.suffix.lower() not in PICTURE_SUFFIXES | FILM_SUFFIXES:
-        known = ", ".join(sorted(FILM_SUFFIXES | PICTURE_SUFFIXES))
+    if path.suffix.lower() not in IMAGE_SUFFIXES | WRITABLE_VIDEO_SUFFIXES:
+        known = ", ".join(sorted(WRITABLE_VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise UsageError(f"--draw {path}: the name must end in one of {known}.")
 
 
@@ -60,28 +60,28 @@ def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray
     ``actor`` has been looked for in the frames ``indices`` (U,) of the video. PevlError when it
     cannot be written, or no frame can be decoded.
     """
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         tiles = [_tile(f) for f in _drawn(timeline, actor, indices, _spread(len(indices)))]
         if not tiles:
             raise PevlError(f"{timeline.path}: none of its frames can be decoded.")
         _write_strip(path, tiles)
         return
     frames = _drawn(timeline, actor, indices, np.arange(len(indices)))
-    write_film(path, frames, timeline.times_s[indices])
+    write_video(path, frames, timeline.times_s[indices])
 
 
 def draw_stored(path: Path, stored: StoredPoses, actor: Actor) -> None:
     """The same for stored poses, over an empty picture."""
     count = len(actor.seen)
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         _write_strip(path, [_tile(f) for f in _on_empty_frames(stored, actor, _spread(count))])
         return
-    write_film(
+    write_video(
         path, _on_empty_frames(stored, actor, np.arange(count)), np.arange(count) / STORED_FPS
     )
 
 
-def drawn_frame(clip: Clip, actor: Actor) -> np.ndarray:
+def draw_frame(clip: Clip, actor: Actor) -> np.ndarray:
     """The middle frame in which the actor is seen, with the joints: (h, w, 3) uint8 RGB."""
     seen = np.flatnonzero(actor.seen)
     u = int(seen[len(seen) // 2]) if len(seen) else len(clip.frames) // 2
@@ -138,7 +138,7 @@ def _write_strip(path: Path, tiles: Sequence[np.ndarray]) -> None:
     ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
     if not ok:
         raise PevlError(f"{path}: the picture could not be encoded.")
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 
@@ -162,12 +162,12 @@ def _tile(frame: np.ndarray, height: int = STRIP_PX) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def write_film(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
+def write_video(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
     """Write RGB frames (h, w, 3) uint8 as H.264, each at its time in seconds.
 
     PevlError when it cannot be written.
     """
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         with_ending = temporary.with_suffix(path.suffix)  # which decides the container
         try:
             _encode(with_ending, frames, times_s)
@@ -182,13 +182,13 @@ def _encode(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> No
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264")
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = FILM_CLOCK
+        stream.codec_context.time_base = VIDEO_TIME_BASE_S
         for i, frame in enumerate(frames):
             even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             if i == 0:
                 stream.height, stream.width = even.shape[:2]
             picture = av.VideoFrame.from_ndarray(even, format="rgb24")
-            picture.pts = round((times_s[i] - times_s[0]) / FILM_CLOCK)
-            picture.time_base = FILM_CLOCK
+            picture.pts = round((times_s[i] - times_s[0]) / VIDEO_TIME_BASE_S)
+            picture.time_base = VIDEO_TIME_BASE_S
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.cache import atomic_write, cache_folder, file_digest
 from pevl_cli.errors import PevlError
 from pevl_cli.media.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
 from pevl_cli.pose.settings import PoseSettings
@@ -32,7 +32,7 @@ from pevl_cli.pose.tracks import (
 CACHE_VERSION = 1
 CHAIN_COST = 0.1  # weight of the cost of a step from one tracklet to the next
 MAX_CHAIN_COST = 2.0  # of one step
-SURE_JOINT = 0.5  # score of a joint whose movement counts
+CONFIDENT_JOINT = 0.5  # score of a joint whose movement counts
 MIN_CUT_OUT_PX = 8
 
 # Numbered RGB pictures, long side in px -> number, picture, boxes (P, 5), joints (P, 17, 3).
@@ -76,7 +76,7 @@ class FrameSource:
     read: Callable[[Sequence[int]], Iterator[tuple[int, np.ndarray]]]
 
     @classmethod
-    def of_clip(cls, clip: Clip) -> FrameSource:
+    def from_clip(cls, clip: Clip) -> FrameSource:
         """The distinct frames of a sampled clip."""
         height, width = clip.frames.shape[1:3]
 
@@ -86,7 +86,7 @@ class FrameSource:
         return cls(clip.times_s, width, height, clip.width / width, read)
 
     @classmethod
-    def of_video(cls, timeline: Timeline, indices: np.ndarray) -> FrameSource:
+    def from_video(cls, timeline: Timeline, indices: np.ndarray) -> FrameSource:
         """The frames of a file with these indices, decoded on demand."""
         scale = max(1.0, max(timeline.width, timeline.height) / MAX_SIDE_PX)
         width, height = round(timeline.width / scale), round(timeline.height / scale)
@@ -150,7 +150,7 @@ def _movement(track: Track, source: FrameSource) -> float:
     size = np.maximum(boxes[:, 2:4] - boxes[:, :2], 1).max(1)
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
     relative = (joints[..., :2] - centre[:, None]) / size[:, None, None]
-    sure = (joints[1:, :, 2] > SURE_JOINT) & (joints[:-1, :, 2] > SURE_JOINT)
+    sure = (joints[1:, :, 2] > CONFIDENT_JOINT) & (joints[:-1, :, 2] > CONFIDENT_JOINT)
     step = np.linalg.norm(np.diff(relative, axis=0), axis=-1)
     seconds = np.diff(source.times_s[track.frames])
     speed = step / np.clip(seconds, 1e-3, None)[:, None]
@@ -298,7 +298,7 @@ def cached_actor(entry: Path, find: Callable[[], Actor]) -> Actor:
         return Actor(**arrays, people=int(stored["people"]))
     actor = find()
     # A cache that cannot be written costs time, and is no error.
-    with suppress(PevlError), write_aside(entry) as temporary, temporary.open("wb") as file:
+    with suppress(PevlError), atomic_write(entry) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             joints=actor.joints,

@@ -25,13 +25,13 @@ from pevl_cli.hardware import choose_device
 from pevl_cli.media.video import Clip, Timeline
 from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, find_actor
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
-from pevl_cli.pose.safe_load import load_pt, make_real, passive_class
+from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
 from pevl_cli.pose.settings import BUNDLED_SETTINGS, PoseSettings
 from pevl_cli.weights import BUNDLED_WEIGHTS, find_weights
 
 MAX_PEOPLE = 20  # detections per picture
 # What ultralytics reads once, when it is imported.
-SWITCHES = {
+ULTRALYTICS_ENVIRONMENT = {
     "YOLO_AUTOINSTALL": "false",  # install nothing
     "YOLO_OFFLINE": "true",  # no online check, no analytics
     "YOLO_VERBOSE": "false",
@@ -53,7 +53,7 @@ _host_lock = threading.RLock()
 
 
 @contextmanager
-def _host_state_kept() -> Iterator[None]:
+def _preserve_host_state() -> Iterator[None]:
     """Import from ultralytics inside this block: what the import changes is put back after it.
 
     That is: environment variables, thread counts of torch and OpenCV, print options of torch and
@@ -70,7 +70,7 @@ def _host_state_kept() -> Iterator[None]:
         printing = torch._tensor_str.get_printoptions()
         levels = {n: logging.getLogger(n).level for n in ("coremltools", "sentry_sdk")}
         functions = [(place, name, getattr(place, name)) for place, name in replaced]
-        os.environ.update(SWITCHES)
+        os.environ.update(ULTRALYTICS_ENVIRONMENT)
         # Its settings file goes into our cache, and not into the user's home.
         os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder("ultralytics")))
         try:
@@ -142,7 +142,7 @@ def load_network(path: Path) -> nn.Module:
     In evaluation mode, float32, on the CPU. Read by the safe loader: PevlError when the file is no
     such network, is damaged, or asks for anything that such a network is not made of.
     """
-    with _host_state_kept():
+    with _preserve_host_state():
         _import_ultralytics()
         from ultralytics.nn.tasks import PoseModel
 
@@ -151,7 +151,7 @@ def load_network(path: Path) -> nn.Module:
         if not isinstance(network, PoseModel):
             raise PevlError(f"{path}: not a YOLO-pose weights file; it holds no pose network.")
         try:
-            make_real(network)
+            restore_classes(network)
             network = network.float().eval()
             for module in network.modules():
                 if hasattr(module, "inplace"):
@@ -172,7 +172,7 @@ def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
     process's current GPU.
     """
     network = load_network(path)
-    with _host_state_kept():
+    with _preserve_host_state():
         from ultralytics.models.yolo.pose import PosePredictor
         from ultralytics.nn.autobackend import AutoBackend
 
@@ -194,7 +194,7 @@ def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
     With the weights of such a network's file, or initialised at random. Layer i: (N, C, h, w) of
     the layer before -> (N, C', h', w').
     """
-    with _host_state_kept():
+    with _preserve_host_state():
         _import_ultralytics()
         from ultralytics.nn.tasks import parse_model
         from ultralytics.utils import ROOT, YAML
@@ -261,7 +261,7 @@ class PoseDetector:
 
     def actor(self, clip: Clip, use_cache: bool = True) -> Actor:
         """The actor in a clip's U distinct frames, from the pose cache if it is there."""
-        source = FrameSource.of_clip(clip)
+        source = FrameSource.from_clip(clip)
         if not use_cache:
             return self.find_actor(source)
         entry = cache_entry(clip.path, clip.indices, self.digest(), self.settings)
@@ -270,7 +270,7 @@ class PoseDetector:
     def actor_in_all(self, timeline: Timeline, indices: np.ndarray) -> Actor:
         """The actor in the frames ``indices`` (U,) of a file, decoded one by one; cached too."""
         entry = cache_entry(timeline.path, indices, self.digest(), self.settings)
-        source = FrameSource.of_video(timeline, indices)
+        source = FrameSource.from_video(timeline, indices)
         return cached_actor(entry, lambda: self.find_actor(source))
 
     def find_actor(self, source: FrameSource) -> Actor:

@@ -18,9 +18,9 @@ from pevl_cli.cache import file_digest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.pose.json_files import clip_name, read_json
 from pevl_cli.pose.pickles import read_pickle
-from pevl_cli.pose.skeletons import LAYOUTS, layout_of
+from pevl_cli.pose.skeletons import LAYOUTS, find_layout
 from pevl_cli.pose.store import npz_entries
-from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count
+from pevl_cli.pose.stored import FORMAT_ERRORS, StoredPoses, check_joint_count
 
 SUFFIXES = {".pkl", ".pickle", ".npz", ".json"}
 PICKLES = {".pkl", ".pickle"}
@@ -33,7 +33,7 @@ class PoseStore:
         self, source: Path, entries: dict[str, Callable[[], StoredPoses]], layout: str | None = None
     ) -> None:
         self.source = source
-        self.named_layout = layout  # as the caller named it
+        self.chosen_layout = layout  # as the caller named it
         self._entries, self._layout = entries, layout
         self._digest: str | None = None
         last: dict[str, str | None] = {}  # last part of a name -> the name, None if not unique
@@ -66,7 +66,7 @@ class PoseStore:
             return None
         try:
             stored = self._entries[entry]()
-        except FORM_ERRORS as error:
+        except FORMAT_ERRORS as error:
             raise PevlError(f"{self.source}: '{name}' cannot be read ({error}).") from error
         if not len(stored.people):
             raise PevlError(f"{self.source}: '{name}' has no frames.")
@@ -159,8 +159,8 @@ def _read_annotation(annotation: dict[str, Any], path: Path, layout: str | None)
     size = annotation.get("img_shape")
     height, width = (0, 0) if size is None else (int(v) for v in tuple(size)[:2])
     label = annotation.get("label")
-    layout = layout or layout_of(tracks.shape[2], path)
+    layout = layout or find_layout(tracks.shape[2], path)
     check_joint_count(tracks.shape[2], layout, f"{path}: '{name}'")
-    return StoredPoses.of_tracks(
+    return StoredPoses.from_tracks(
         name, tracks, layout, width, height, None if label is None else int(label)
     )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pevl_cli.errors import PevlError
-from pevl_cli.pose.skeletons import LAYOUTS, layout_of
-from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count, valid_joints
+from pevl_cli.pose.skeletons import LAYOUTS, find_layout
+from pevl_cli.pose.stored import FORMAT_ERRORS, StoredPoses, check_joint_count, valid_joints
 
 # What follows the clip's name in the name of a JSON file.
 CLIP_SUFFIX = re.compile(r"_pose3d$|_keypoints$|_predictions$")
@@ -49,7 +49,7 @@ def read_json(path: Path, layout: str | None = None) -> StoredPoses:
         ]
         if len({p.shape[1] for p in people if len(p)}) > 1:
             raise ValueError("its frames have different numbers of joints")
-    except FORM_ERRORS as error:
+    except FORMAT_ERRORS as error:
         raise PevlError(
             f"{path}: not poses as MMPose, Ultralytics, COCO's results or Toyota Smarthome write "
             f"them ({error})."
@@ -57,7 +57,7 @@ def read_json(path: Path, layout: str | None = None) -> StoredPoses:
     if not people:
         raise PevlError(f"{path}: it holds no frame.")
     people = [p[(p[..., 2] > 0).any(-1)] for p in people]
-    layout = layout or (layout_of(joints, path) if joints else "coco17")
+    layout = layout or (find_layout(joints, path) if joints else "coco17")
     if joints:
         check_joint_count(joints, layout, str(path))
     else:

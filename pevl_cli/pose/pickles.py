@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError
 
 # Kinds of numbers and text that arrays may hold; objects and records could forge pointers.
@@ -151,5 +151,5 @@ def write_pickle(
         "split": {name: list(clips) for name, clips in splits.items()},
         "annotations": [dict(a) for a in annotations],
     }
-    with write_aside(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=4)

@@ -65,7 +65,7 @@ def passive_class(real: type) -> type:
 
     The safe loader lets a file call every allowed class with arguments of the file's choice, and
     some constructors download files or evaluate text (ultralytics' ``PoseModel``). Calling this
-    class raises PevlError. `make_real` turns loaded objects into those of the real class.
+    class raises PevlError. `restore_classes` turns loaded objects into those of the real class.
     """
 
     def refuse(*_: object, **__: object) -> NoReturn:
@@ -74,7 +74,7 @@ def passive_class(real: type) -> type:
     return type(real.__name__, (real,), {"__init__": refuse, "real_class": real})
 
 
-def make_real(network: nn.Module) -> None:
+def restore_classes(network: nn.Module) -> None:
     """Give all modules of a loaded network their real class, in place."""
     for module in network.modules():
         module.__class__ = getattr(type(module), "real_class", type(module))

@@ -113,7 +113,7 @@ def to_layout(
     return np.stack(columns, -2)
 
 
-def layout_of(count: int, where: object) -> str:
+def find_layout(count: int, where: object) -> str:
     """The first of `LAYOUTS` with ``count`` joints. PevlError if there is none."""
     for name, layout in LAYOUTS.items():
         if len(layout.names) == count:

@@ -14,7 +14,7 @@ from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.pose.tracks import COLOUR_BINS, Detections, bridge, link
 
 # What is raised where a file's content has another form than expected.
-FORM_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+FORMAT_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 BRIDGE_SHARE = 0.1  # longest gap that is interpolated, as a share of the clip
 ASSUMED_FPS = 25.0  # sets the scale of speed only, which is the same for all people of a clip
 ASSUMED_CANVAS_PX = 640, 480
@@ -34,7 +34,7 @@ class StoredPoses:
     boxes: np.ndarray | None = None  # (T, 4) px, of one person; None: boxes around the joints
 
     @classmethod
-    def of_tracks(
+    def from_tracks(
         cls, name: str, tracks: np.ndarray, layout: str, width: int, height: int, label: int | None
     ) -> StoredPoses:
         """From M people's tracks (M, T, J, 3); one without a joint in a frame is not in it."""

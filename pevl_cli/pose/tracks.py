@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 MAX_STEP_FRAMES = 2  # a tracklet may miss one frame and continue in the next
-SURE_BOX = 0.25  # confidence of a box that may start and end a tracklet
+CONFIDENT_BOX = 0.25  # confidence of a box that may start and end a tracklet
 MAX_LINK_COST = 1.0
 COLOUR_BINS = 32
 
@@ -48,8 +48,8 @@ def link(detections: Sequence[Detections]) -> list[Track]:
     for f, people in enumerate(detections):
         boxes = people.boxes
         free = {i for i, t in enumerate(tracks) if f - t.frames[-1] <= MAX_STEP_FRAMES}
-        sure = [j for j in range(len(boxes)) if boxes[j, 4] >= SURE_BOX]
-        faint = [j for j in range(len(boxes)) if boxes[j, 4] < SURE_BOX]
+        sure = [j for j in range(len(boxes)) if boxes[j, 4] >= CONFIDENT_BOX]
+        faint = [j for j in range(len(boxes)) if boxes[j, 4] < CONFIDENT_BOX]
         for group in (sure, faint):
             rows = sorted(free)
             cost = np.full((len(rows), len(group)), 1e3)
@@ -70,7 +70,7 @@ def link(detections: Sequence[Detections]) -> list[Track]:
 
 def _without_faint_ends(track: Track) -> Track:
     """Keep faint boxes only between confident ones; others are as often a chair as a person."""
-    sure = [i for i, box in enumerate(track.boxes) if box[4] >= SURE_BOX]
+    sure = [i for i, box in enumerate(track.boxes) if box[4] >= CONFIDENT_BOX]
     keep = slice(sure[0], sure[-1] + 1) if sure else slice(0)
     return replace(
         track, frames=track.frames[keep], boxes=track.boxes[keep], joints=track.joints[keep]

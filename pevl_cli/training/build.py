@@ -123,7 +123,7 @@ def _fill_pose_stem(model: PeVL) -> None:
         model.visual.conv1.layers.load_state_dict(network.state_dict())
 
 
-def settings_for(
+def load_settings_with_init(
     config: str | Path | None,
     given: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pevl_cli.data.clips import GIGABYTE
+from pevl_cli.data.clips import GIBIBYTE
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
@@ -40,7 +40,7 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to be read by people."""
         memory, weights, activations, disk, free = (
-            f"{count / GIGABYTE:.1f} GiB"
+            f"{count / GIBIBYTE:.1f} GiB"
             for count in (
                 self.memory_bytes,
                 self.weight_bytes,
@@ -70,7 +70,7 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
     parameters = list(model.parameters())
     tunable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    train_clips, val_clips = manifest.of("train"), manifest.of("val")
+    train_clips, val_clips = manifest.in_split("train"), manifest.in_split("val")
     count = len(train_clips)
     if settings.data.shots is not None:
         per_class: dict[str, int] = {}

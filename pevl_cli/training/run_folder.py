@@ -17,15 +17,15 @@ from typing import Any
 import torch
 import yaml
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.training.settings import TrainSettings
 
 STATE, OLDER_STATE = "state.pt", "state.older.pt"
-REPLACED_STATE = "state.replaced.pt"  # of a run in whose folder another one was begun
+ARCHIVED_STATE = "state.replaced.pt"  # of a run in whose folder another one was begun
 # Settings that may differ when a run is continued, as they change no weight.
-FREE = {
+CHANGEABLE_SETTINGS = {
     "run": {"device", "out", "tracker", "save_minutes"},
     "data": {"workers", "cache_gb", "check"},
 }
@@ -39,7 +39,7 @@ def has_state(folder: Path) -> bool:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a run's state; the one before it is kept as the older one, also if this fails."""
     target, older = folder / STATE, folder / OLDER_STATE
-    with write_aside(target) as temporary:
+    with atomic_write(target) as temporary:
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -58,7 +58,7 @@ def archive_state(folder: Path) -> None:
     """Rename the state of an earlier run, so that a new one in its folder does not continue it."""
     (folder / OLDER_STATE).unlink(missing_ok=True)
     if (folder / STATE).exists():
-        (folder / STATE).replace(folder / REPLACED_STATE)
+        (folder / STATE).replace(folder / ARCHIVED_STATE)
 
 
 def load_state(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -94,7 +94,7 @@ def fixed_settings(settings: TrainSettings) -> dict[str, str]:
             flat[section] = str(values)
             continue
         for key, value in values.items():
-            if key not in FREE.get(section, ()):
+            if key not in CHANGEABLE_SETTINGS.get(section, ()):
                 flat[f"{section}.{key}"] = str(value)
     return flat
 
@@ -115,7 +115,7 @@ def data_hash(manifest: Manifest) -> str:
 
 def write_facts(folder: Path, settings: TrainSettings, facts: dict[str, object]) -> None:
     """Write settings.yaml, which --config takes again, and run.json: ``facts`` and versions."""
-    with write_aside(folder / "settings.yaml") as temporary:
+    with atomic_write(folder / "settings.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
         )
@@ -126,7 +126,7 @@ def write_facts(folder: Path, settings: TrainSettings, facts: dict[str, object])
         "git": _git_state(),
         "settings": settings.model_dump(mode="json"),
     }
-    with write_aside(folder / "run.json") as temporary:
+    with atomic_write(folder / "run.json") as temporary:
         temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 

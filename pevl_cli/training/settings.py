@@ -147,9 +147,9 @@ def load_settings(
         {"model": {"name": str(config)}} if str(config) in CONFIGS else _read_yaml(Path(config))
     )
     for key, value in (given or {}).items():
-        _put(overrides, key, value)
+        _set_option(overrides, key, value)
     for assignment in assignments:
-        _put(overrides, *_parse_assignment(assignment))
+        _set_option(overrides, *_parse_assignment(assignment))
     model = overrides.get("model")
     name = model.get("name", default) if isinstance(model, dict) else default
     if base is None and name not in CONFIGS:
@@ -159,7 +159,7 @@ def load_settings(
     start = base or CONFIGS[name]
     if base is None and isinstance(model, dict) and model.get("video") is False:
         start = for_pose_only(start)
-    tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, overrides)
+    tree = _merge({"model": start.model_dump(), **PRESETS.get(start.name, {})}, overrides)
     try:
         return TrainSettings.model_validate(tree)
     except ValidationError as error:
@@ -209,7 +209,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+def _set_option(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})
@@ -219,12 +219,12 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
         inner = out.get(key)
         out[key] = (
-            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+            _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
         )
     return out
 
@@ -258,13 +258,13 @@ def _hint(key: str) -> str:
         if new is None:
             return f" any more: it was removed. The last commit that has it is {OLD_COMMIT}."
         return f" any more: use {new}."
-    close = difflib.get_close_matches(key, known_keys(), 1, cutoff=0.5)
-    same = [name for name in known_keys() if name.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, option_names(), 1, cutoff=0.5)
+    same = [name for name in option_names() if name.rpartition(".")[2] == last]
     nearest = (same or close)[:1]
     return f". Did you mean {nearest[0]}?" if nearest else "."
 
 
-def known_keys() -> list[str]:
+def option_names() -> list[str]:
     """All options, dotted."""
     keys = []
     for name, field in TrainSettings.model_fields.items():

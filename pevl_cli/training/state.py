@@ -84,7 +84,7 @@ class TrainState:
             try:
                 content["calibration"] = Calibration(**content["calibration"])
             except ValidationError as error:
-                raise _misfit(file, "its calibration has other entries") from error
+                raise _state_error(file, "its calibration has other entries") from error
         return cls(**content, file=file)
 
     def check_settings(self, settings: dict[str, str]) -> None:
@@ -114,7 +114,7 @@ class TrainState:
     def restore_averaged(self, model: PeVL) -> None:
         """As `restore_model`, for the averaged weights."""
         if self.averaged is None:
-            raise _misfit(self.file, "it has no averaged weights")
+            raise _state_error(self.file, "it has no averaged weights")
         _restore(model, self.averaged, self.file)
 
     def restore_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
@@ -123,7 +123,7 @@ class TrainState:
         _check_names(self.file, "optimiser entry", now, self.optimiser)
         places = [group["params"] for group in now["param_groups"]]
         if [group["params"] for group in self.optimiser["param_groups"]] != places:
-            raise _misfit(self.file, "its optimiser has other parameters")
+            raise _state_error(self.file, "its optimiser has other parameters")
         for group, stored in zip(now["param_groups"], self.optimiser["param_groups"], strict=True):
             _check_names(self.file, "optimiser entry", group, stored)
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -131,7 +131,9 @@ class TrainState:
             _check_names(self.file, "optimiser entry", ("step", "exp_avg", "exp_avg_sq"), moments)
             shape = parameters[place].shape
             if any(moments[name].shape != shape for name in ("exp_avg", "exp_avg_sq")):
-                raise _misfit(self.file, f"its optimiser has another shape of parameter {place}")
+                raise _state_error(
+                    self.file, f"its optimiser state for parameter {place} has another shape"
+                )
         optimiser.load_state_dict(self.optimiser)
 
     def restore_schedule(self, schedule: LRScheduler) -> None:
@@ -147,7 +149,7 @@ class TrainState:
     def checked_prototypes(self, shape: tuple[int, int]) -> Tensor | None:
         """The prototypes (C, e), if any; PevlError when they have another shape."""
         if self.prototypes is not None and self.prototypes.shape != shape:
-            raise _misfit(self.file, "its prototypes have another shape")
+            raise _state_error(self.file, "its prototypes have another shape")
         return self.prototypes
 
 
@@ -182,7 +184,7 @@ def _restore(model: PeVL, weights: dict[str, Tensor], file: Path) -> None:
     _check_names(file, "weight", expected, weights)
     for name, value in expected.items():
         if weights[name].shape != value.shape or weights[name].dtype != value.dtype:
-            raise _misfit(file, f"weight '{name}' has another shape or type")
+            raise _state_error(file, f"weight '{name}' has another shape or type")
     model.load_state_dict(model.state_dict() | weights, strict=True)
 
 
@@ -194,15 +196,15 @@ def _check_names(
     file: Path, kind: str, expected: Iterable[str], stored: Mapping[str, Any] | Any
 ) -> None:
     if not isinstance(stored, Mapping):
-        raise _misfit(file, f"it is not made of {kind} names")
+        raise _state_error(file, f"it is not made of {kind} names")
     missing, unknown = set(expected) - stored.keys(), stored.keys() - set(expected)
     if missing:
-        raise _misfit(file, f"{kind} '{min(missing)}' is missing")
+        raise _state_error(file, f"{kind} '{min(missing)}' is missing")
     if unknown:
-        raise _misfit(file, f"{kind} '{min(map(str, unknown))}' is unknown")
+        raise _state_error(file, f"{kind} '{min(map(str, unknown))}' is unknown")
 
 
-def _misfit(file: Path, problem: str) -> PevlError:
+def _state_error(file: Path, problem: str) -> PevlError:
     return PevlError(
         f"{file}: cannot be continued, as {problem}; the state was written by another version of "
         "pevl, or is damaged: use the version that began the run, or start anew without --resume."

@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pevl_cli import __version__
-from pevl_cli.data.clips import GIGABYTE, Clips, LeftOut, write_left_out
+from pevl_cli.data.clips import GIBIBYTE, Clips, LeftOut, write_left_out
 from pevl_cli.data.dataset import read_data
 from pevl_cli.data.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
@@ -33,7 +33,7 @@ from pevl_cli.training.state import TrainState
 from pevl_cli.training.trainer import Trainer
 
 # With `data.check` auto, at most so many clips are decoded before training begins.
-DECODED_AT_MOST = 2000
+MAX_DECODED_CLIPS = 2000
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def train(
     checkpoints. PevlError says why it cannot be done. Seeds torch's global random generator.
     """
     manifest = manifest or read_data(settings.data, settings.run.seed)
-    poses = poses or stored_poses_of(settings, manifest)
+    poses = poses or read_stored_poses(settings, manifest)
     settings = adapt_settings(settings, manifest, poses)
     source = Source(manifest, poses, _make_detector(settings, poses))
     folder = settings.folder
@@ -121,7 +121,7 @@ def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -
         raise PevlError(hints) from error
 
 
-def stored_poses_of(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
+def read_stored_poses(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
     """The stored poses that the settings name, else those that come with the data set."""
     named = settings.data.poses
     source = named or (None if settings.run.pose_weights is not None else manifest.poses)
@@ -180,17 +180,17 @@ def _check_clips(
     data, manifest = settings.data, source.manifest
     splits = [
         Clips(
-            readable_items(manifest.of(split), source.poses),
+            readable_items(manifest.in_split(split), source.poses),
             manifest.labels.names,
             settings.model,
             source.detector,
-            data.cache_gb * GIGABYTE,
+            data.cache_gb * GIBIBYTE,
             source.poses,
         )
         for split in ("train", "val")
     ]
     total = sum(len(clips) for clips in splits)
-    decode = data.check == "decode" or (data.check == "auto" and total <= DECODED_AT_MOST)
+    decode = data.check == "decode" or (data.check == "auto" and total <= MAX_DECODED_CLIPS)
     left_out: list[LeftOut] = []
     # One process of a machine decodes, the others read its entries in the cache.
     with fabric.rank_zero_first(local=True):

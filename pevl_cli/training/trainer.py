@@ -68,7 +68,7 @@ class Trainer:
         self.phrasings = labels.phrasings
         self.fabric = fabric or make_fabric(settings)
         augmentation = settings.augment
-        if labels.names_a_side:  # a mirrored left kick is a right one
+        if labels.mentions_left_or_right:  # a mirrored left kick is a right one
             augmentation = augmentation.model_copy(update={"mirror": False})
         if not (model.config.video and model.config.pose):
             augmentation = augmentation.model_copy(update={"stream_dropout": 0.0})
@@ -369,7 +369,7 @@ class Trainer:
         weights = model.state_dict()
         if self.prototypes is not None:
             weights["prototypes"] = self.prototypes
-        facts = checkpoint.facts_of(model.config, self.labels, self.base, training, calibration)
+        facts = checkpoint.make_facts(model.config, self.labels, self.base, training, calibration)
         checkpoint.save(self.settings.folder / name, weights, facts)
 
     def _result(

@@ -40,11 +40,11 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert ("squat/deep/11.MOV", "squat") in listed and len(listed) == 21
     assert manifest.labels.names == ("jumping_jack", "squat")
     assert manifest.labels.texts == ("jumping jack", "squat")
-    held = [i.label for i in manifest.of("val")]
+    held = [i.label for i in manifest.in_split("val")]
     # A fifth of 10 and of 11, rounded up.
     assert (held.count("jumping_jack"), held.count("squat")) == (2, 3)
-    assert len(manifest.of("train")) == 16
-    assert len(manifest.drawn) == 1 and "5 of 21" in manifest.drawn[0]
+    assert len(manifest.in_split("train")) == 16
+    assert len(manifest.split_notes) == 1 and "5 of 21" in manifest.split_notes[0]
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "validation")])
@@ -52,8 +52,8 @@ def test_a_folder_of_split_folders(tmp_path: Path, train: str, val: str) -> None
     names = [f"{train}/{c}/{i}.mp4" for c in "ab" for i in range(3)]
     manifest = read_manifest(files(tmp_path, *names, f"{val}/a/9.mp4", "test/b/8.mp4"))
     assert [i.split for i in manifest.items].count("train") == 6
-    assert [(i.label, i.path.name) for i in manifest.of("val")] == [("a", "9.mp4")]
-    assert [(i.label, i.path.name) for i in manifest.of("test")] == [("b", "8.mp4")]
+    assert [(i.label, i.path.name) for i in manifest.in_split("val")] == [("a", "9.mp4")]
+    assert [(i.label, i.path.name) for i in manifest.in_split("test")] == [("b", "8.mp4")]
     assert sorted(manifest.labels.names) == ["a", "b"]
     assert manifest.warnings == ()
 
@@ -163,7 +163,7 @@ def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:
     root = files(tmp_path, *(f"{c}/{i:02}.mp4" for c in "abc" for i in range(20)))
 
     def held(seed: int) -> set[Path]:
-        return {i.path for i in read_manifest(root, seed).of("val")}
+        return {i.path for i in read_manifest(root, seed).in_split("val")}
 
     assert held(3) == held(3)
     assert held(3) != held(4)
@@ -177,8 +177,8 @@ def test_a_group_never_crosses_the_split_that_is_made(tmp_path: Path) -> None:
         splits[item.group].add(item.split)
     assert all(len(s) == 1 for s in splits.values())
     assert 2 <= sum(s == {"val"} for s in splits.values()) <= 3
-    assert {i.label for i in manifest.of("val")} == {"a", "b"}
-    assert len(manifest.drawn) == 1 and "groups" in manifest.drawn[0]
+    assert {i.label for i in manifest.in_split("val")} == {"a", "b"}
+    assert len(manifest.split_notes) == 1 and "groups" in manifest.split_notes[0]
 
 
 @pytest.mark.parametrize("seed", range(12))

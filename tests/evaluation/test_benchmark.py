@@ -27,7 +27,7 @@ from pevl_cli.model.sgmc import Similarities
 def some_clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty of field21's val clips, as a folder of classes, and a broken one."""
     root = tmp_path_factory.mktemp("data") / "some"
-    for item in read_manifest(shared / "data" / "field").of("val")[::4][:20]:
+    for item in read_manifest(shared / "data" / "field").in_split("val")[::4][:20]:
         (root / "val" / item.label).mkdir(parents=True, exist_ok=True)
         shutil.copy(item.path, root / "val" / item.label / item.path.name)
     (root / "train" / "yoga_lotus").mkdir(parents=True)
@@ -51,7 +51,7 @@ def test_together_they_are_named_as_one_by_one(
     assert [c["clip"].endswith("broken") for c in outcome["left_out"]] == [True]
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     right = 0
-    for clip in read_manifest(some_clips).of("val"):
+    for clip in read_manifest(some_clips).in_split("val"):
         if not clip.name.endswith("broken"):
             right += recogniser.classify(clip.path).predictions[0].label == clip.label
     assert outcome["accuracy"]["top1"] == right / 20

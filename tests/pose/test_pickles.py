@@ -181,4 +181,4 @@ def test_without_splits_some_are_held_out(tmp_path: Path) -> None:
     (tmp_path / "moves.txt").write_text("kick\njump\n")
     manifest = read_pyskl(dataset(tmp_path, {}))
     assert {i.split for i in manifest.items} == {"train", "val"}
-    assert "held out 2 of 6" in manifest.drawn[0]
+    assert "2 of 6 clips are held out" in manifest.split_notes[0]

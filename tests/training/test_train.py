@@ -40,7 +40,7 @@ def test_a_few_shots_of_each_class(moves: Path, tmp_path: Path) -> None:
     manifest = read_manifest(moves)
     chosen = []
     for seed in (0, 0, 1, 2):
-        clips = Clips(manifest.of("train"), manifest.labels.names, tiny_config(**SMALL), None)
+        clips = Clips(manifest.in_split("train"), manifest.labels.names, tiny_config(**SMALL), None)
         clips.keep_shots(2, seed)
         assert [clips.labels.count(c) for c in range(3)] == [2, 2, 2]
         chosen.append([item.path for item in clips.items])

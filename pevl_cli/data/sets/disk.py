@@ -56,7 +56,7 @@ class Disk:
         """All other files with an ending, such as ".json"."""
         return [path for path in self._files.values() if path.suffix.lower() == suffix]
 
-    def need(self, *names: str) -> Path:
+    def require(self, *names: str) -> Path:
         """As `file`, but PevlError if none exists."""
         path = self.file(*names)
         if path is None:

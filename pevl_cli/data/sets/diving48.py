@@ -28,7 +28,7 @@ def read_diving48(disk: Disk) -> Manifest:
                 raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{name}'.")
     items = []
     for split in CLIPS:
-        file = disk.need(f"Diving48_V2_{split}.json")
+        file = disk.require(f"Diving48_V2_{split}.json")
         try:
             for clip in disk.json(file):
                 name, number = str(clip["vid_name"]), int(clip["label"])
@@ -44,4 +44,4 @@ def read_diving48(disk: Disk) -> Manifest:
                 )
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise PevlError(f"{file}: is not Diving48's list of clips ({error}).") from error
-    return Manifest(disk.root, tuple(items), labels, name="diving48", official=CLIPS)
+    return Manifest(disk.root, tuple(items), labels, name="diving48", official_counts=CLIPS)

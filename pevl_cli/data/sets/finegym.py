@@ -29,8 +29,8 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
     """
     labels = bundled_labels(which)
     lists = {
-        "train": disk.need(f"{which}_train_element_{version}.txt", f"{which}_train.txt"),
-        "val": disk.need(f"{which}_val_element.txt", f"{which}_val.txt"),
+        "train": disk.require(f"{which}_train_element_{version}.txt", f"{which}_train.txt"),
+        "val": disk.require(f"{which}_val_element.txt", f"{which}_val.txt"),
     }
     info = disk.file(f"finegym_annotation_info_{version}.json")
     times = disk.json(info) if info is not None else {}
@@ -70,7 +70,13 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
         )
     official = {"train": TRAIN_CLIPS[which, version], "val": VAL_CLIPS[which]}
     return Manifest(
-        disk.root, tuple(items), labels, tuple(warnings), which, tested="val", official=official
+        disk.root,
+        tuple(items),
+        labels,
+        tuple(warnings),
+        which,
+        published_split="val",
+        official_counts=official,
     )
 
 

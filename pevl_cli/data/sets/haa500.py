@@ -51,7 +51,7 @@ def read_haa500(disk: Disk) -> Manifest:
             items.append(
                 Item(video or expected, label, split, group, *span, name, video is not None)
             )
-    return Manifest(disk.root, tuple(items), labels, name="haa500", official=CLIPS)
+    return Manifest(disk.root, tuple(items), labels, name="haa500", official_counts=CLIPS)
 
 
 def _video_id(url: str) -> str:

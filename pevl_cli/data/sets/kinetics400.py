@@ -31,7 +31,7 @@ def read_kinetics400(disk: Disk) -> Manifest:
     known = {_plain(name): name for name in labels.names}
     items = []
     for split, names in LISTS.items():
-        file = disk.need(*names)
+        file = disk.require(*names)
         rows = csv.DictReader(disk.lines(file))
         absent = {"label", "youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
         if absent:
@@ -51,7 +51,7 @@ def read_kinetics400(disk: Disk) -> Manifest:
                 items.append(Item(path, label, split, video_id, *span, name, clip is not None))
         except (AttributeError, ValueError, TypeError, csv.Error) as error:
             raise PevlError(f"{file} line {rows.line_num}: {error}.") from error
-    return Manifest(disk.root, tuple(items), labels, name="kinetics400", tested="val")
+    return Manifest(disk.root, tuple(items), labels, name="kinetics400", published_split="val")
 
 
 def _plain(name: str) -> str:

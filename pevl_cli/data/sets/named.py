@@ -26,13 +26,13 @@ READERS: dict[str, Callable[[Disk], Manifest]] = {
     "smarthome-cv2": partial(read_smarthome, protocol="CV2"),
     "kinetics400": read_kinetics400,
 }
-OTHER_NAMES = {"finegym": "gym99", "finegym-v1.1": "gym99-v1.1", "smarthome": "smarthome-cs"}
+ALIASES = {"finegym": "gym99", "finegym-v1.1": "gym99-v1.1", "smarthome": "smarthome-cs"}
 
 
 def known_name(name_or_path: str | Path) -> str | None:
     """The key in READERS of a name in any case; None for any other name or path."""
     name = str(name_or_path).lower()
-    name = OTHER_NAMES.get(name, name)
+    name = ALIASES.get(name, name)
     return name if name in READERS else None
 
 

@@ -27,7 +27,7 @@ def read_pyskl(
     PevlError for a pickle that cannot be read, labels without names, and a fold that is not there.
     """
     annotations, splits = read_pickle(path)
-    source = labels or _beside(path)
+    source = labels or _label_file_beside(path)
     warnings = []
     if source is not None:
         named = read_labels(source)
@@ -62,19 +62,19 @@ def read_pyskl(
         raise PevlError(f"{path}: has no clips.")
     if unsplit:
         warnings.append(f"{unsplit} of {len(annotations)} clips are in no split and are not used")
-    drawn: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
     if not split_of:
         items = hold_out(items, seed)
         held = sum(item.split == "val" for item in items)
-        drawn = (f"no split given: held out {held} of {len(items)} clips to validate",)
+        split_notes = (f"no split given: {held} of {len(items)} clips are held out for validation",)
     return Manifest(
         *(path, tuple(items), named, tuple(warnings), path.stem),
         poses=path,
-        drawn=drawn,
+        split_notes=split_notes,
     )
 
 
-def _beside(path: Path) -> str | None:
+def _label_file_beside(path: Path) -> str | None:
     """The label file in the same folder with the longest name that the pickle's begins with."""
     files = [f for f in path.parent.glob("*.txt") if path.stem.startswith(f.stem)]
     return str(max(files, key=lambda f: len(f.stem))) if files else None

@@ -62,7 +62,7 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
             raise PevlError(
                 f"{disk.root}: '{name}' is not a clip's name such as Class_p02_r00_v02_c03."
             )
-        split = split_of(protocol, int(match["subject"]), int(match["camera"]))
+        split = protocol_split(protocol, int(match["subject"]), int(match["camera"]))
         if listed.get(name, split) != split:
             raise PevlError(
                 f"{disk.root}: the list has {name} in {listed[name]}, protocol {protocol} in "
@@ -92,12 +92,12 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
         tuple(items),
         labels,
         name=f"smarthome-{protocol.lower()}",
-        official=CLIPS[protocol],
+        official_counts=CLIPS[protocol],
         poses=poses,
     )
 
 
-def split_of(protocol: str, subject: int, camera: int) -> str:
+def protocol_split(protocol: str, subject: int, camera: int) -> str:
     """The split of a clip of a subject and a camera; empty if the protocol leaves it out."""
     if protocol != "CS":
         return CAMERAS[protocol].get(camera, "")
