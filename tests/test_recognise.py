@@ -73,4 +73,4 @@ def test_prototype_similarity_is_that_of_the_given_labels(
 
     assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
     assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
-    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "never learnt"
+    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "not trained on"

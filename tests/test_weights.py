@@ -63,7 +63,7 @@ def test_weights_are_fetched_once_and_found(server: dict[str, Any]) -> None:
     assert progress[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(progress) > 1
     assert models.fetch(NAME) == place and server["asked"].count("/file") == 1
     entry = next(e for e in models.list_models() if e.known.name == NAME)
-    assert (entry.state, entry.path) == ("fetched", place)
+    assert (entry.state, entry.path) == ("downloaded", place)
     place.write_bytes(b"damaged")
     assert models.fetch(NAME).read_bytes() == WEIGHTS
     assert find_weights(place) == place
@@ -102,7 +102,7 @@ def test_one_that_is_here_and_cannot_be_checked_is_told(
 ) -> None:
     models.fetch(NAME)
     monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
-    with pytest.raises(PevlError, match=r"was fetched before .*, but could not be checked"):
+    with pytest.raises(PevlError, match=r"was downloaded before .*, but could not be checked"):
         models.fetch(NAME)
 
 
@@ -135,7 +135,9 @@ def test_the_list_says_what_is_here() -> None:
         "pevl-mini" in result.output and "bundled" in result.output and "yolo11x" in result.output
     )
     assert models.fetch("pevl-pose") == BUNDLED_WEIGHTS, "it is here already"
-    with pytest.raises(UsageError, match="no model of this name; these can be fetched: yolo11n"):
+    with pytest.raises(
+        UsageError, match="no model has this name; these can be downloaded: yolo11n"
+    ):
         models.fetch("yolo99-pose.pt")
 
 

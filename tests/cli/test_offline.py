@@ -75,7 +75,7 @@ def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if "│" in line]
     assert rows[0].startswith("│ 1 │ jumping_jack")
-    assert "small pose network" in done.stderr and RECOMMENDED_WEIGHTS in done.stderr
+    assert "small bundled pose detector" in done.stderr and RECOMMENDED_WEIGHTS in done.stderr
     written = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
     assert written == {"demo/demo.mp4", "demo/demo.png"}
     again = run(environment, tmp_path, "classify", "demo/demo.mp4", "--format", "json")

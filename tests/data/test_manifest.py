@@ -112,7 +112,7 @@ HEAD = "path,label,text,split,start_s,end_s\n"
         (HEAD + "1.mp4,a,,,nan,\n", 2, "start_s 'nan'"),
         (HEAD + "1.mp4,a,,,,inf\n", 2, "end_s 'inf'"),
         (HEAD + "1.mp4,a,,,3,2\n", 2, "end_s"),
-        (HEAD + "1.mp4,a,one,,,\n2.mp4,a,two,,,\n", 3, "another text"),
+        (HEAD + "1.mp4,a,one,,,\n2.mp4,a,two,,,\n", 3, "different text"),
         # A comma without quotes around it: the text would be cut short, unseen.
         ("path,label,text\n1.mp4,a,one, two\n2.mp4,b,\n", 2, ""),
     ],
@@ -222,7 +222,7 @@ def test_several_phrasings_in_a_table(tmp_path: Path) -> None:
     labels = read_manifest(table(tmp_path, text)).labels
     assert labels.texts == ("one", "three") and labels.others == (("two",), ())
     text = "path,label,text\n1.mp4,a,one | two\n2.mp4,a,one\n3.mp4,b,three\n"
-    with pytest.raises(PevlError, match=r"line 3.*another text"):
+    with pytest.raises(PevlError, match=r"line 3.*different text"):
         read_manifest(table(tmp_path, text))
 
 
@@ -244,5 +244,5 @@ def test_a_folder_beside_those_of_the_splits_is_no_action(tmp_path: Path) -> Non
     for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "raw/a/3.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(PevlError, match="'raw' stands beside 'train'"):
+    with pytest.raises(PevlError, match="'raw' is beside 'train'"):
         read_manifest(tmp_path)

@@ -62,7 +62,7 @@ def test_joints_move_straight_between_the_frames_of_a_recording() -> None:
 
 def test_nobody_in_a_recording_is_told() -> None:
     empty = StoredPoses.from_tracks("a", np.zeros((1, 5, 17, 3)), "coco17", 9, 9, None)
-    with pytest.raises(PevlError, match="nobody is seen in 'a'"):
+    with pytest.raises(PevlError, match="no person is visible in 'a'"):
         pose_sample(Path("poses.pkl"), empty, MINI)
 
 
