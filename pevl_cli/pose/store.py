@@ -1,4 +1,4 @@
-"""Poses in `.npz` files: the stores that `pevl pose --store` writes, and arrays named "kpts"."""
+"""Read poses in `.npz` files: stores of `pevl pose --store`, and arrays named "kpts"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ STORE_FACTS = "about.json"
 
 
 def npz_entries(path: Path, layout: str | None) -> dict[str, Callable[[], StoredPoses]]:
-    """The clips of an `.npz` file: name -> what reads its poses. PevlError for another content."""
+    """The clips of an `.npz` file: name -> function that reads the poses.
+
+    PevlError for other content.
+    """
     try:
         files = _open(path, path.stat().st_mtime_ns).namelist()
     except (OSError, zipfile.BadZipFile) as error:
@@ -32,7 +35,7 @@ def npz_entries(path: Path, layout: str | None) -> dict[str, Callable[[], Stored
     if "kpts.npy" in files:
         return {path.stem: partial(_read_array, path, layout)}
     raise PevlError(
-        f"{path}: it holds neither poses stored by `pevl pose --store` nor an array 'kpts'."
+        f"{path}: it contains neither poses of `pevl pose --store` nor an array 'kpts'."
     )
 
 
@@ -72,7 +75,7 @@ def _read_clip(path: Path, name: str) -> StoredPoses:
 
 
 def read_store_facts(path: Path) -> dict[str, Any]:
-    """How a store was made: hash of the weights, settings, layout. PevlError when damaged."""
+    """The content of about.json: hash of the weights, settings, layout. PevlError when damaged."""
     try:
         facts: dict[str, Any] = json.loads(_open(path, path.stat().st_mtime_ns).read(STORE_FACTS))
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORMAT_ERRORS) as error:

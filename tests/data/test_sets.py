@@ -123,7 +123,7 @@ def test_dives_whose_names_begin_with_a_dash(tmp_path: Path, film: Path) -> None
     assert not items["_gone_00002"].on_disk
     vocabulary = [name.split("+") for name in bundled_labels("diving48").names]
     (tmp_path / "Diving48_vocab.json").write_text(json.dumps(vocabulary[::-1]))
-    with pytest.raises(PevlError, match=r"label 0 is 'Reverse.*', here it is 'Back"):
+    with pytest.raises(PevlError, match=r"label 0 is 'Reverse.*', in pevl's label set it is 'Back"):
         read_named("diving48", tmp_path)
 
 
@@ -297,7 +297,7 @@ def test_times_of_another_form_are_reported(tmp_path: Path, film: Path) -> None:
     info.write_text(
         json.dumps({VIDEO_ID: {EVENT: {"timestamps": [], "segments": {"A_0002_0004": {}}}}})
     )
-    with pytest.raises(PevlError, match="has no usable times of"):
+    with pytest.raises(PevlError, match="has no usable times for"):
         read_named("gym99", tmp_path)
 
 
