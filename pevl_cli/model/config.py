@@ -14,9 +14,9 @@ class ModelConfig(BaseModel):
     """Sizes, parts and inputs of a model. Every part of the paper can be switched off.
 
     The defaults are those of the paper. ``similarities``: "vs" video-sentence, "ps" pose-sentence,
-    "fw" frames-words (Table 6), or only "concat": the concatenated features of the used streams after
-    one linear layer (the simple fusion of Tables 4 and 7; with video only, the projection of the
-    baseline in Table 4).
+    "fw" frames-words (Table 6), or only "concat": the concatenated features of the used streams
+    after one linear layer (the simple fusion of Tables 4 and 7; with video only, the projection of
+    the baseline in Table 4).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

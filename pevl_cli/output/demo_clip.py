@@ -1,4 +1,4 @@
-"""A drawn clip of a figure doing jumping jacks, for `pevl demo` without any file."""
+"""Draw a clip of a person doing jumping jacks, for `pevl demo`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WIDTH, HEIGHT = 640, 480
 FPS = 20
 SECONDS = 2.8
 JACK_S = 1.1  # duration of one jump
-BODY_PX = 210.0  # from sole to crown, about as in the clips that `pevl-mini` was trained on
-SUPERSAMPLING = 2  # drawn so many times as large, then shrunk
-BLUR_PX = 1.5  # standard deviation of a small camera's blur
-NOISE = 2.0  # standard deviation of its noise, of values up to 255
+BODY_PX = 210.0  # body height, as in the training clips of `pevl-mini`
+SUPERSAMPLING = 2  # factor: drawn larger, then shrunk
+BLUR_PX = 1.5  # standard deviation of the camera's blur
+NOISE = 2.0  # standard deviation of the camera's noise, for values 0 to 255
 SKIN, SHIRT, SHORTS, SHOES, HAIR = (
     (214, 168, 140),
     (40, 44, 60),
@@ -28,7 +28,7 @@ SKIN, SHIRT, SHORTS, SHOES, HAIR = (
 
 
 def draw_clip(path: Path) -> Path:
-    """Write the clip as H.264 and return its path."""
+    """Write the clip as an H.264 video and return its path. PevlError when it cannot be written."""
     count = round(FPS * SECONDS)
     times_s = np.arange(count) / FPS
     backdrop, rng = _backdrop(), np.random.default_rng(0)
@@ -37,32 +37,32 @@ def draw_clip(path: Path) -> Path:
 
 
 def joints_at(time_s: float) -> dict[str, tuple[float, float]]:
-    """The figure's joints by name: x, y in pixels of the clip.
+    """The person's joints at a time: name -> x, y in px.
 
-    Arms go from the thighs to above the head, legs from closed to a wide stand, and the body
-    leaves the ground in between.
+    Arms move from the thighs to above the head, legs from closed to wide, with a small jump in
+    between.
     """
     phase = (1 - np.cos(2 * np.pi * time_s / JACK_S)) / 2  # 0 closed, 1 open
-    unit = BODY_PX / 8  # a body is about eight heads high
+    unit = BODY_PX / 8  # a body is about eight head heights
     spread, raised = np.radians(3 + 21 * phase), np.radians(12 + 150 * phase)
     hop = 0.28 * unit * abs(np.sin(2 * np.pi * time_s / JACK_S))
     ground = HEIGHT * 0.9
-    # Feet stay on the ground, so the hips sink as the legs open.
+    # Feet stay on the ground, so the hips go down when the legs open.
     hips_y = ground - hop - 3.9 * unit * np.cos(spread)
     middle = WIDTH / 2
-    places = {"neck": (middle, hips_y - 2.6 * unit), "head": (middle, hips_y - 3.3 * unit)}
-    for side, way in (("left", 1), ("right", -1)):  # the figure faces us
-        shoulder = (middle + way * 0.85 * unit, hips_y - 2.35 * unit)
-        elbow = _from(shoulder, raised * way, 1.35 * unit)
-        # The forearm leads a little on the way up, as it does in people.
-        wrist = _from(elbow, (raised + np.radians(14) * phase) * way, 1.25 * unit)
-        hip = (middle + way * 0.45 * unit, hips_y)
-        knee = _from(hip, spread * way, 1.95 * unit)
-        ankle = _from(knee, spread * 0.9 * way, 1.8 * unit)
+    joints = {"neck": (middle, hips_y - 2.6 * unit), "head": (middle, hips_y - 3.3 * unit)}
+    for side, sign in (("left", 1), ("right", -1)):  # the person faces the camera
+        shoulder = (middle + sign * 0.85 * unit, hips_y - 2.35 * unit)
+        elbow = _from(shoulder, raised * sign, 1.35 * unit)
+        # The forearm is slightly ahead of the upper arm, as in real jumping jacks.
+        wrist = _from(elbow, (raised + np.radians(14) * phase) * sign, 1.25 * unit)
+        hip = (middle + sign * 0.45 * unit, hips_y)
+        knee = _from(hip, spread * sign, 1.95 * unit)
+        ankle = _from(knee, spread * 0.9 * sign, 1.8 * unit)
         names = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
         points = (shoulder, elbow, wrist, hip, knee, ankle)
-        places |= {f"{side}_{n}": p for n, p in zip(names, points, strict=True)}
-    return places
+        joints |= {f"{side}_{n}": p for n, p in zip(names, points, strict=True)}
+    return joints
 
 
 def _from(point: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
@@ -71,7 +71,7 @@ def _from(point: tuple[float, float], angle: float, length: float) -> tuple[floa
 
 
 def _backdrop() -> np.ndarray:
-    """A rough wall behind grass, as `pevl-mini` judges by the background, too."""
+    """A wall and grass with texture: `pevl-mini` also uses the background."""
     height, width = HEIGHT * SUPERSAMPLING, WIDTH * SUPERSAMPLING
     below = (np.arange(height) > 0.62 * height)[:, None, None]
     colours = np.where(below, (112, 120, 90), (150, 140, 125)) * np.ones((1, width, 1))
@@ -114,8 +114,8 @@ def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.
     _head(picture, at["head"], unit)
     small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     soft = cv2.GaussianBlur(small, (0, 0), BLUR_PX) + rng.normal(0, NOISE, small.shape)
-    film: np.ndarray = soft.clip(0, 255).astype(np.uint8)
-    return film
+    frame: np.ndarray = soft.clip(0, 255).astype(np.uint8)
+    return frame
 
 
 def _shadow(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
@@ -138,7 +138,7 @@ def _taper(
     thin: float,
     colour: tuple[int, int, int],
 ) -> None:
-    """A limb: round ends of two radii, with a darker edge on the side away from the light."""
+    """Draw a limb: round ends with two radii, and a darker edge on the side away from the light."""
     along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
     across = np.array([-along[1], along[0]])
     for shade, inset in ((_dark(colour), 0.0), (colour, 0.16)):

@@ -1,4 +1,4 @@
-"""Pictures, filmstrips and films of a person with the joints drawn on them."""
+"""Draw the actor's joints on frames: images, filmstrips and videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw_skeleton(
 ) -> None:
     """Draw a skeleton on an RGB frame (h, w, 3) uint8 in place; joints (J, 3): x_px, y_px, score.
 
-    Joints with a lower score than ``min_score`` are left out.
+    Joints with a score below ``min_score`` are not drawn.
     """
     unit = max(1, round(max(frame.shape[:2]) / 400))
     names = LAYOUTS[layout].names
@@ -40,25 +40,25 @@ def draw_skeleton(
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 WRITABLE_VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv"}
-STRIP_FRAMES = 6  # of a filmstrip
-STRIP_PX = 360  # height of a filmstrip that is written to a file
-PAGE_STRIP_PX = 180  # height of a filmstrip on a report's page
-STORED_FPS = 25  # of a film of stored poses, whose times are not known
-VIDEO_TIME_BASE_S = Fraction(1, 12800)  # s; unit of the times of a film's frames
+STRIP_FRAMES = 6  # frames of a filmstrip
+STRIP_PX = 360  # height of a filmstrip in a file
+PAGE_STRIP_PX = 180  # height of a filmstrip in a report
+STORED_FPS = 25  # frame rate of a video of stored poses, whose times are unknown
+VIDEO_TIME_BASE_S = Fraction(1, 12800)  # time base of written videos, seconds
 
 
 def check_drawing(path: Path) -> None:
-    """UsageError unless the ending is that of a picture or a film."""
+    """UsageError unless the suffix is that of an image or a video."""
     if path.suffix.lower() not in IMAGE_SUFFIXES | WRITABLE_VIDEO_SUFFIXES:
         known = ", ".join(sorted(WRITABLE_VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise UsageError(f"--draw {path}: the name must end in one of {known}.")
 
 
 def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray) -> None:
-    """Write a film or a filmstrip of six frames, by the ending of ``path``, with the skeleton.
+    """Write a video, or a filmstrip of six frames, with the skeleton; the suffix decides.
 
-    ``actor`` has been looked for in the frames ``indices`` (U,) of the video. PevlError when it
-    cannot be written, or no frame can be decoded.
+    ``actor``: the actor in the frames ``indices`` (U,) of the video. PevlError when the file cannot
+    be written, or no frame can be decoded.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         tiles = [_tile(f) for f in _drawn(timeline, actor, indices, _spread(len(indices)))]
@@ -71,7 +71,7 @@ def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray
 
 
 def draw_stored(path: Path, stored: StoredPoses, actor: Actor) -> None:
-    """The same for stored poses, over an empty picture."""
+    """As `draw_actor`, for stored poses, on empty frames."""
     count = len(actor.seen)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         _write_strip(path, [_tile(f) for f in _on_empty_frames(stored, actor, _spread(count))])
@@ -82,7 +82,7 @@ def draw_stored(path: Path, stored: StoredPoses, actor: Actor) -> None:
 
 
 def draw_frame(clip: Clip, actor: Actor) -> np.ndarray:
-    """The middle frame in which the actor is seen, with the joints: (h, w, 3) uint8 RGB."""
+    """The middle frame with the actor, with the joints drawn: shape (h, w, 3), uint8 RGB."""
     seen = np.flatnonzero(actor.seen)
     u = int(seen[len(seen) // 2]) if len(seen) else len(clip.frames) // 2
     frame: np.ndarray = clip.frames[u].copy()
@@ -94,7 +94,7 @@ def draw_frame(clip: Clip, actor: Actor) -> np.ndarray:
 
 
 def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
-    """Frames of a sampled clip with the actor's joints, side by side: the bytes of a JPEG file."""
+    """Six frames of a clip with the actor's joints, side by side: bytes of a JPEG file."""
     tiles = []
     for u in _spread(len(clip.frames)):
         frame = _tile(clip.frames[u], 2 * PAGE_STRIP_PX)
@@ -107,21 +107,21 @@ def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
 
 
 def stored_filmstrip(stored: StoredPoses) -> bytes:
-    """The same for stored poses."""
+    """As `filmstrip`, for stored poses, on empty frames: bytes of a JPEG file."""
     actor = stored.actor()
     drawn = _on_empty_frames(stored, actor, _spread(len(actor.seen)))
     return _jpeg([_tile(frame, 2 * PAGE_STRIP_PX) for frame in drawn])
 
 
 def _jpeg(tiles: Sequence[np.ndarray]) -> bytes:
-    """Frames side by side, halved: thin lines hide less of a small body."""
+    """Frames side by side as JPEG. They are halved after drawing, which makes lines thinner."""
     small = [_tile(tile, PAGE_STRIP_PX) for tile in tiles]
     _, data = cv2.imencode(".jpg", np.hstack(small)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     return data.tobytes()
 
 
 def _on_empty_frames(stored: StoredPoses, actor: Actor, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames of the stored poses' size that show joints alone."""
+    """Empty frames of the stored poses' size with the joints drawn."""
     width, height = stored.canvas
     for t in chosen:
         frame = np.full((height, width, 3), 24, np.uint8)
@@ -130,14 +130,14 @@ def _on_empty_frames(stored: StoredPoses, actor: Actor, chosen: np.ndarray) -> I
 
 
 def _spread(count: int) -> np.ndarray:
-    """Numbers of the frames of a filmstrip, from 0 to count - 1."""
+    """Indices of the frames of a filmstrip, evenly from 0 to count - 1."""
     return np.unique(np.linspace(0, count - 1, STRIP_FRAMES).round().astype(int))
 
 
 def _write_strip(path: Path, tiles: Sequence[np.ndarray]) -> None:
     ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
     if not ok:
-        raise PevlError(f"{path}: the picture could not be encoded.")
+        raise PevlError(f"{path}: the image could not be encoded.")
     with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
@@ -145,10 +145,10 @@ def _write_strip(path: Path, tiles: Sequence[np.ndarray]) -> None:
 def _drawn(
     timeline: Timeline, actor: Actor, indices: np.ndarray, chosen: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The ``chosen`` of the frames ``indices``, decoded, with the joints."""
-    place = {int(indices[u]): int(u) for u in chosen}
-    for index, frame in iter_frames(timeline, sorted(place)):
-        u = place[index]
+    """The frames ``indices[chosen]``, decoded, with the joints drawn."""
+    position = {int(indices[u]): int(u) for u in chosen}
+    for index, frame in iter_frames(timeline, sorted(position)):
+        u = position[index]
         if actor.seen[u]:
             joints = actor.joints[u].copy()
             joints[:, :2] *= frame.shape[1] / timeline.width
@@ -163,19 +163,19 @@ def _tile(frame: np.ndarray, height: int = STRIP_PX) -> np.ndarray:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
-    """Write RGB frames (h, w, 3) uint8 as H.264, each at its time in seconds.
+    """Write RGB frames (h, w, 3) uint8 as an H.264 video; ``times_s``: time of each frame.
 
     PevlError when it cannot be written.
     """
     with atomic_write(path) as temporary:
-        with_ending = temporary.with_suffix(path.suffix)  # which decides the container
+        with_suffix = temporary.with_suffix(path.suffix)  # the suffix decides the container
         try:
-            _encode(with_ending, frames, times_s)
-            with_ending.replace(temporary)
+            _encode(with_suffix, frames, times_s)
+            with_suffix.replace(temporary)
         except av.FFmpegError as error:
             raise PevlError(f"{path}: the video could not be written ({error}).") from error
         finally:
-            with_ending.unlink(missing_ok=True)
+            with_suffix.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:

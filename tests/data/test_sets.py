@@ -273,9 +273,9 @@ def test_from_the_folder_to_figures(
         ("gym99", "finegym_annotation_info_v1.0.json", b"{", "cannot be read as JSON"),
         ("diving48", "Diving48_V2_test.json", b"{", "cannot be read as JSON"),
         ("diving48", "Diving48_V2_test.json", b'[{"vid_name": "a", "label": -1}]', "label -1"),
-        ("diving48", "Diving48_vocab.json", b"[1]", "is not Diving48's list of labels"),
+        ("diving48", "Diving48_vocab.json", b"[1]", "not Diving48's list of labels"),
         ("haa500", "yoga_bridge.txt", b"url,nan,inf,0,1", "line 1: youtube_url,start,end"),
-        ("kinetics400", "train.csv", b"label,youtube_id\na,b\n", "names no column time_end"),
+        ("kinetics400", "train.csv", b"label,youtube_id\na,b\n", "has no column time_end"),
         ("kinetics400", "train.csv", b"youtube_id,time_start,time_end,label\na,1,2\n", "line 2"),
     ],
 )

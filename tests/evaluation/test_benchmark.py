@@ -137,7 +137,9 @@ def test_a_report_is_written_and_compared(
     assert completed.exit_code == 0, completed.output
     assert json.loads((two / "result.json").read_text())["views"] == 3
     completed = run("compare", one, two)
-    assert completed.exit_code == 0 and "two against one on 20 common clips" in completed.output
+    assert (
+        completed.exit_code == 0 and "two compared with one on 20 common clips" in completed.output
+    )
     completed = run("compare", one, two, "--output", tmp_path / "both.md")
     assert (tmp_path / "both.md").read_text().startswith("| run, % | split |")
 
@@ -162,7 +164,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     own = read_manifest(tmp_path / "own")
     with pytest.raises(PevlError, match=r"label 0 of .*, 'lunge', is none of the 37 labels"):
         benchmark(own, recogniser, "pevl-mini")
-    with pytest.raises(UsageError, match="has no split 'test', but train, val"):
+    with pytest.raises(UsageError, match="has no split 'test'; it has train, val"):
         benchmark(own, recogniser, "pevl-mini", split="test")
     for label in ("yoga_lotus", "yoga_child"):
         for split in ("train", "val"):
@@ -265,5 +267,5 @@ def test_without_splits_all_clips_are_measured_but_those_held_out_by_training(
     assert (outcome.split, outcome.accuracy.count) == ("all", 20)
     poseless = recognise.load("pevl-mini", use_pose=False, device="cpu")
     poseless.model.config = poseless.model.config.model_copy(update={"video": False})
-    with pytest.raises(UsageError, match="takes poses only"):
+    with pytest.raises(UsageError, match="uses poses only"):
         benchmark(read_manifest(flat), poseless, "pevl-mini")

@@ -216,11 +216,11 @@ def test_what_a_base_is_cannot_change_on_the_way(clip: dict[str, Tensor], tmp_pa
 
 def test_a_tower_that_lacks_a_weight_is_refused(clip: dict[str, Tensor]) -> None:
     del clip["visual.proj"]
-    with pytest.raises(PevlError, match=r"mine: .* weight 'visual.proj' is absent"):
+    with pytest.raises(PevlError, match=r"mine: .* weight 'visual.proj' is missing"):
         make_model(on_clip(), LABEL_SET)
 
 
 def test_a_config_without_usual_clip_weights_says_so() -> None:
     settings = on_clip(clip=None)
-    with pytest.raises(PevlError, match="config 'mini' has no usual CLIP weights; name some"):
+    with pytest.raises(PevlError, match="config 'mini' has no default CLIP weights; give some"):
         make_model(settings, LABEL_SET)

@@ -58,7 +58,7 @@ def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
         ("optim.lr=fast", "fast"),
         ("optim.ema_decay=1", "optim.ema_decay"),
         ("run.tracker=paper", "run.tracker"),
-        ("run.processes=3", "cannot be shared among 3"),
+        ("run.processes=3", "cannot be shared evenly among 3"),
         ("optim=3", "optim"),
         ("optim.lr", "KEY=VALUE"),
         ("optim.lr=[1", "cannot be read"),
