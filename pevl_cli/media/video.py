@@ -178,7 +178,7 @@ def frames_in_span(
 
 
 def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, (h, w, 3) uint8 RGB upright frame) for sorted distinct ``indices``.
+    """Yield (index, upright frame (H, W, 3) uint8 RGB) for sorted distinct ``indices``.
 
     A frame that cannot be decoded is left out, and so are the frames after it up to the next key
     frame: they are predicted from it and show artefacts. Only one frame is in memory at a time.

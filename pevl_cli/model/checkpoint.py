@@ -92,7 +92,8 @@ def make_facts(
 def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
     """Write a checkpoint; each file is written atomically.
 
-    ``state``: all weights of the model, name -> tensor (…). PevlError when the folder cannot be
+    ``state``: all weights of the model, name -> tensor. Floats are stored in half precision (2
+    bytes), those of a model on a frozen CLIP unchanged. PevlError when the folder cannot be
     written.
     """
     stored = {}

@@ -218,7 +218,7 @@ def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """Hash of names and values (…) as float32, the same on every machine; 32 hexadecimal digits."""
+    """Hash of names and values (as float32), the same on every machine: 16 bytes as hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(state):
         digest.update(key.encode())

@@ -82,7 +82,7 @@ def draw_stored(path: Path, stored: StoredPoses, actor: Actor) -> None:
 
 
 def draw_frame(clip: Clip, actor: Actor) -> np.ndarray:
-    """The middle frame with the actor, with the joints drawn: shape (h, w, 3), uint8 RGB."""
+    """The middle frame with the actor, with the joints drawn: (H, W, 3) uint8 RGB."""
     seen = np.flatnonzero(actor.seen)
     u = int(seen[len(seen) // 2]) if len(seen) else len(clip.frames) // 2
     frame: np.ndarray = clip.frames[u].copy()
@@ -163,7 +163,7 @@ def _tile(frame: np.ndarray, height: int = STRIP_PX) -> np.ndarray:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
-    """Write RGB frames (h, w, 3) uint8 as an H.264 video; ``times_s``: time of each frame.
+    """Write RGB frames (H, W, 3) uint8 as an H.264 video; ``times_s``: times in seconds.
 
     PevlError when it cannot be written.
     """

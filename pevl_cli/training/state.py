@@ -178,7 +178,7 @@ def run_conditions(
 
 
 def learned_weights(model: PeVL) -> dict[str, Tensor]:
-    """Trainable parameters and buffers, name -> tensor (…).
+    """Trainable parameters and buffers: name -> tensor (…, n) of any shape.
 
     Without weights that never change: a frozen base, the layers of the pose stem.
     """
