@@ -20,7 +20,8 @@ CACHE_VARIABLE = "PEVL_CACHE"
 def cache_folder(kind: str) -> Path:
     """The folder for one kind of cached file, such as "poses".
 
-    The environment variable ``PEVL_CACHE`` sets another root folder of the cache."""
+    The environment variable ``PEVL_CACHE`` sets another root folder of the cache.
+    """
     root = os.environ.get(CACHE_VARIABLE)
     return (Path(root) if root else user_cache_path("pevl", appauthor=False)) / kind
 

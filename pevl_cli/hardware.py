@@ -10,7 +10,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str) -> str:
-    """The name of a torch device; "auto" is CUDA's GPU, else Apple's, else the CPU.
+    """The name of a torch device; "auto" is CUDA's GPU, otherwise Apple's, otherwise the CPU.
 
     UsageError for a device that this machine does not have.
     """

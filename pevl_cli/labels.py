@@ -110,7 +110,8 @@ class LabelSet:
     @property
     def mentions_left_or_right(self) -> bool:
         """Whether any name or phrasing contains "left" or "right", so that mirroring a clip may
-        change its label."""
+        change its label.
+        """
         phrases = (*self.names, *self.texts, *(text for more in self.others for text in more))
         return any(_SIDE.search(_CAMEL_CASE.sub(" ", phrase)) for phrase in phrases)
 

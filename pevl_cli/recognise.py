@@ -50,7 +50,8 @@ class Prediction:
 class Person:
     """The actor: the person whose joints were used.
 
-    Without a detector, or when no person was detected: 0 frames seen, no box."""
+    Without a detector, or when no person was detected: 0 frames seen, no box.
+    """
 
     frames_seen: int  # sampled frames in which the person was detected
     frames: int  # number of sampled frames
@@ -191,7 +192,7 @@ class Recogniser:
         return numbers
 
     def _untrained_labels_warning(self, labels: LabelSet) -> list[str]:
-        """A warning if a model without CLIP was not trained on some labels; else an empty list."""
+        """A warning if a model without CLIP was not trained on some labels; otherwise empty."""
         if self.labels is None or self.model.config.base == "clip":
             return []
         numbers = self._trained_numbers(labels)
@@ -207,7 +208,8 @@ class Recogniser:
         self, video: str | Path, start_s: float | None = None, end_s: float | None = None
     ) -> Sample:
         """The sample of a video: decoded, actor detected, cropped. PevlError if it is unreadable;
-        UsageError for a pose-only model without a detector."""
+        UsageError for a pose-only model without a detector.
+        """
         if not self.model.config.video and self.detector is None:
             raise UsageError("this model uses poses only; it cannot be used with --no-pose.")
         return read_sample(video, self.model.config, self.detector, start_s, end_s)

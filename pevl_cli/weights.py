@@ -29,11 +29,11 @@ WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 def find_weights(weights: str | Path | None = None) -> Path:
     """The file of the pose detector's weights.
 
-    ``weights``, else the variable ``PEVL_POSE_WEIGHTS``: a path, or a name that `pevl models`
+    ``weights``, otherwise the variable ``PEVL_POSE_WEIGHTS``: a path, or a name that `pevl models`
     lists. A name is searched among the bundled and the downloaded models first, then as a file in
-    the working folder. Without both: YOLO11n-pose if it is downloaded, else the bundled network;
-    the working folder is not searched. Nothing is downloaded. PevlError when the named weights do
-    not exist.
+    the working folder. Without both: YOLO11n-pose if it is downloaded, otherwise the bundled
+    network; the working folder is not searched. Nothing is downloaded. PevlError when the named
+    weights do not exist.
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     name = str(named or RECOMMENDED_WEIGHTS)

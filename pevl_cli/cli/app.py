@@ -90,7 +90,9 @@ def _prepare_process() -> None:
 
     Runs before the slow imports: most settings are read when a library is imported.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns after a fork
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # avoids a warning of tokenizers after a fork
     # OpenMP threads that spin while they wait make a training step up to seven times slower when
     # other programs run on the machine (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -19,7 +19,8 @@ def process_files(
 ) -> tuple[list[Result], int]:
     """The results of the successful files, and the number of failed files.
 
-    The error of each failed file is printed."""
+    The error of each failed file is printed.
+    """
     results, failed = [], 0
     for path in paths:
         try:

@@ -131,7 +131,7 @@ def _read_data(data: DataSettings, checkpoint: str) -> Manifest:
 def _stored_poses(
     manifest: Manifest, poses: Path | None, pose_weights: Path | None, layout: str | None
 ) -> PoseStore | None:
-    """The poses of --poses, else those of the data set unless --pose-weights chose a detector."""
+    """The poses of --poses; without it and --pose-weights, those of the data set."""
     from pevl_cli.pose.files import read_poses
     from pevl_cli.training.train import count_without_poses
 
@@ -172,7 +172,8 @@ def _short_name(checkpoint: str) -> str:
 def new_command(arguments: Sequence[str]) -> str | None:
     """The new command for `pevl benchmark --compare` and `--ablation`, options of earlier releases.
 
-    None for all other arguments."""
+    None for all other arguments.
+    """
     command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), None)
     if command is None or arguments[command] != "benchmark":
         return None

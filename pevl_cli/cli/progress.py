@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 class ClipProgress:
     """A progress bar with the time left, for clips or bytes. Used as a context manager; it returns
-    `show` as the listener."""
+    `show` as the listener.
+    """
 
     def __init__(self, description: str) -> None:
         from rich.progress import Progress

@@ -22,7 +22,7 @@ class Augmentation(Section):
     shift: float = Field(0.05, ge=0)  # as a share of the view's side
     scale: float = Field(0.0, ge=0)  # of the logarithm of the scale factor
     turn_deg: float = Field(0.0, ge=0)  # rotation in degrees
-    shortest: float = Field(1.0, gt=0, le=1)  # least share of the clip's duration that is shown
+    shortest: float = Field(1.0, gt=0, le=1)  # minimum share of the clip's duration that is shown
     brightness: float = Field(0.0, ge=0)  # of the factor of all values, around 1
     contrast: float = Field(0.0, ge=0)  # of the factor of the distance from the mean value
     colour: float = Field(0.0, ge=0)  # of the factor of the distance from grey

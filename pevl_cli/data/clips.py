@@ -29,7 +29,7 @@ from pevl_cli.pose.files import PoseStore
 # Part of each cache key; to be increased when the code changes the samples of a clip.
 CACHE_VERSION = 4
 GIBIBYTE = 1 << 30
-MAX_POSE_SAMPLES = 50_000  # most pose-only samples kept in memory, 10 kB each
+MAX_POSE_SAMPLES = 50_000  # maximum number of pose-only samples in memory, 10 kB each
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class LeftOut:
 class Clips(Dataset[Sample]):
     """Labelled clips as samples. ``labels``: index of each clip's label in ``names``.
 
-    Joints come from ``poses`` if the clip has stored poses, else from ``detector``; without both no
-    joint is visible. The disk cache keeps at most ``cache_bytes`` of decoded clips.
+    Joints come from ``poses`` if the clip has stored poses, otherwise from ``detector``; without
+    both no joint is visible. The disk cache keeps at most ``cache_bytes`` of decoded clips.
     """
 
     def __init__(

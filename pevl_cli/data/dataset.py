@@ -29,7 +29,7 @@ class DataSettings(Section):
     all_clips: bool = False  # also train on the val split; no validation
     # Validation clips if the data set has no splits: whole groups, or random clips.
     hold_out: HoldOut = "group"
-    shots: int | None = Field(None, ge=1)  # most training clips of each class; None = all
+    shots: int | None = Field(None, ge=1)  # maximum number of training clips per class; None = all
     strict: bool = False  # an unreadable clip is an error
     # Check before training: "decode" or "open" each clip; "auto" decodes up to 2,000 clips.
     check: Literal["auto", "decode", "open"] = "auto"

@@ -72,8 +72,8 @@ class _Reader(Dataset[Any], Generic[T, R]):
 class Loader(Generic[T, R]):
     """``read(item)`` for each item, in the items' order.
 
-    With ``workers`` = 0 the items are read in this process, else by this number of processes, which
-    read ahead and exist until the loader is deleted. They are spawned, because a process with
+    With ``workers`` = 0 the items are read in this process, otherwise by this number of processes,
+    which read ahead and exist until the loader is deleted. They are spawned, because a process with
     OpenMP or OpenCV threads can hang after a fork. So a script with ``workers`` > 0 needs ``if
     __name__ == "__main__"``, and ``read`` and the items must be picklable.
 

@@ -63,7 +63,7 @@ class Manifest:
 
     @property
     def title(self) -> str:
-        """The name of a published data set, else the name of the folder."""
+        """The name of a published data set, otherwise the name of the folder."""
         return self.name or (self.source.parent if self.source.is_file() else self.source).name
 
     @property
@@ -93,8 +93,8 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     """Read a folder of class folders, a CSV file, or a folder with a `manifest.csv` in it.
 
     If no clip has a split, about a fifth of each class is held out for validation: whole groups if
-    groups are known, else clips chosen by ``seed``; with ``by="random"`` always clips. PevlError
-    gives the file and line of a mistake.
+    groups are known, otherwise clips chosen by ``seed``; with ``by="random"`` always clips.
+    PevlError gives the file and line of a mistake.
     """
     source = Path(source)
     if not source.exists():
@@ -197,7 +197,7 @@ def hold_out(
 
 
 def _leaks(items: Sequence[Item]) -> list[str]:
-    """A warning if a group is in several splits; else an empty list."""
+    """A warning if a group is in several splits; otherwise an empty list."""
     splits: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.group:

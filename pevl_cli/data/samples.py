@@ -45,7 +45,7 @@ class Sample:
     start_s: float
     end_s: float
     seen: int  # number of pose frames in which the actor is seen
-    people: int  # most people in one frame
+    people: int  # maximum number of people in one frame
     box: (
         list[float] | None
     )  # around the actor in all frames: x1, y1, x2, y2, px of the upright video

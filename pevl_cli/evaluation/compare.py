@@ -15,7 +15,7 @@ from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.outcome import FORMAT
 from pevl_cli.metrics import PairedTest, paired_test
 
-MAX_SHOWN = 12  # most differing labels and clips that are listed
+MAX_SHOWN = 12  # maximum number of differing labels and clips that are listed
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from pevl_cli.pose.files import PoseStore
 from pevl_cli.recognise import Recogniser
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_page.html"
-MISTAKES = 24  # most wrong answers that are shown with frames
-PAIRS = 20  # most pairs of confused labels that are listed
+MISTAKES = 24  # maximum number of wrong answers that are shown with frames
+PAIRS = 20  # maximum number of pairs of confused labels that are listed
 TICKED_CLASSES = 60  # with more classes, the confusion matrix shows labels only after zooming
-LABEL_LENGTH = 40  # most characters of a label in a chart
+LABEL_LENGTH = 40  # maximum number of characters of a label in a chart
 PERCENT = 100
 
 

@@ -48,7 +48,7 @@ class Timeline:
     height: int
     rotation_deg: int  # counter-clockwise rotation that makes a frame upright: 0, 90, 180, 270
     has_timestamps: bool  # False: frames have no timestamps (AVI) and are counted
-    cut_off_s: float | None  # end of a file that is shorter than its header says; else None
+    cut_off_s: float | None  # end of a file that is shorter than its header says; otherwise None
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -348,7 +348,8 @@ def _collect(
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The decoded picked frames, by index; and (N,) bool, which frames are decodable.
 
-    The second is complete only if some picked frame cannot be decoded."""
+    The second is complete only if some picked frame cannot be decoded.
+    """
     decoded = dict(iter_frames(timeline, np.unique(picks).tolist()))
     readable = np.zeros(len(timeline), bool)
     readable[list(decoded)] = True

@@ -133,7 +133,7 @@ class ModelConfig(BaseModel):
 
     @property
     def heatmap_patch(self) -> int:
-        """Side of a heatmap's patches in px: patch_size if it divides HEATMAP_PX, else 16."""
+        """Side of a heatmap's patches in px: patch_size if it divides HEATMAP_PX, otherwise 16."""
         return 16 if HEATMAP_PX % self.patch_size else self.patch_size
 
     @property

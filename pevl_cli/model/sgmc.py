@@ -1,5 +1,6 @@
 """Similarities of clips with labels, and of frames with words: the fine-grained part of the SGMC
-module (Sec. 3.3.1)."""
+module (Sec. 3.3.1).
+"""
 
 from __future__ import annotations
 

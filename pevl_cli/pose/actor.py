@@ -1,6 +1,7 @@
 """The actor of a clip: choice among tracks, detection in a source of frames, and the cache.
 
-The actor is the one person whose action is named."""
+The actor is the one person whose action is named.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ from pevl_cli.pose.tracks import (
 # Part of each cache key; to be increased when the code changes the result for the same detections.
 CACHE_VERSION = 1
 CHAIN_COST = 0.1  # weight of the cost of linking two tracklets
-MAX_CHAIN_COST = 2.0  # largest cost of linking two tracklets
-CONFIDENT_JOINT = 0.5  # least score of a joint whose movement is measured
+MAX_CHAIN_COST = 2.0  # maximum cost of linking two tracklets
+CONFIDENT_JOINT = 0.5  # minimum score of a joint whose movement is measured
 MIN_CROP_PX = 8
 
 # (Numbered RGB images, long side in px) -> number, image, boxes (P, 5), joints (P, 17, 3).
@@ -52,7 +53,7 @@ class Actor:
     boxes: np.ndarray  # (U, 4) float32 x1 y1 x2 y2 in px; 0 where not seen
     seen: np.ndarray  # (U,) bool: detected, or interpolated between two detections
     bridged: np.ndarray  # (U,) bool: interpolated
-    people: int  # most people in one frame
+    people: int  # maximum number of people in one frame
     layout: str = "coco17"
 
     @property
@@ -208,7 +209,7 @@ def _detect_again(
     seen: np.ndarray,
     only_lost: bool = False,
 ) -> None:
-    """Detect the actor in enlarged crops: of all frames if small, else of frames without the actor.
+    """Detect the actor in enlarged crops of the frames where the actor is lost, or of all if small.
 
     Where the actor is lost, the crop is also rotated by 90, 180 and 270 degrees, because detectors
     are trained on few people upside down. Fills boxes, joints and seen in place.

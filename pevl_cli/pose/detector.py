@@ -29,7 +29,7 @@ from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
 from pevl_cli.pose.settings import BUNDLED_SETTINGS, PoseSettings
 from pevl_cli.weights import BUNDLED_WEIGHTS, find_weights
 
-MAX_PEOPLE = 20  # most detections per image
+MAX_PEOPLE = 20  # maximum number of detections per image
 # Environment variables that ultralytics reads when it is imported.
 ULTRALYTICS_ENVIRONMENT = {
     "YOLO_AUTOINSTALL": "false",  # install nothing
@@ -94,9 +94,10 @@ def _preserve_host_state() -> Iterator[None]:
 
 def _import_ultralytics() -> None:
     """Import the used parts, on the CPU: ultralytics creates tensors, and the caller's default
-    device may be "meta"."""
+    device may be "meta".
+    """
     with torch.device("cpu"):
-        import torchvision  # noqa: F401  # else the predictor imports it later
+        import torchvision  # noqa: F401  # otherwise the predictor imports it later
         import ultralytics.models.yolo.pose
         import ultralytics.nn.autobackend  # noqa: F401
 

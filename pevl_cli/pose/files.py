@@ -74,7 +74,7 @@ class PoseStore:
         return stored
 
     def layout(self) -> str:
-        """The layout of `read_poses`, else the layout of the first clip with a person.
+        """The layout of `read_poses`, otherwise the layout of the first clip with a person.
 
         PevlError when no clip can be read.
         """

@@ -10,7 +10,9 @@ class PoseSettings:
     """Settings of the detection of people and of the actor; part of the pose cache's key."""
 
     image_size_px: int = 384  # long side of the detector's input; 640 px takes three times as long
-    confidence: float = 0.05  # least confidence of a box; low, because tracks are scored as a whole
+    confidence: float = (
+        0.05  # minimum confidence of a box; low, because tracks are scored as a whole
+    )
     start_confidence: float = 0.3  # the actor's track needs one box with this confidence
     bridge_s: float = 0.7  # gaps up to this long between two detections are interpolated
     batch: int = 8  # images per call of the network

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 MAX_STEP_FRAMES = 2  # a tracklet may skip one frame
-CONFIDENT_BOX = 0.25  # least confidence of the first and last box of a tracklet
+CONFIDENT_BOX = 0.25  # minimum confidence of the first and last box of a tracklet
 MAX_LINK_COST = 1.0
 COLOUR_BINS = 32
 
@@ -70,7 +70,8 @@ def link(detections: Sequence[Detections]) -> list[Track]:
 def _trim_weak_ends(track: Track) -> Track:
     """Remove boxes of low confidence before the first and after the last confident box.
 
-    Such boxes are often objects, such as a chair."""
+    Such boxes are often objects, such as a chair.
+    """
     confident = [i for i, box in enumerate(track.boxes) if box[4] >= CONFIDENT_BOX]
     keep = slice(confident[0], confident[-1] + 1) if confident else slice(0)
     return replace(

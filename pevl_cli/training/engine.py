@@ -28,7 +28,7 @@ from pevl_cli.training.settings import TrainSettings
 def make_fabric(settings: TrainSettings) -> Fabric:
     """The Fabric object of a run, not launched yet.
 
-    The number of processes comes from torchrun if it started this process, else from
+    The number of processes comes from torchrun if it started this process, otherwise from
     ``run.processes``. PevlError when this machine does not support the precision, the number of
     processes or the tracker. UsageError for an unknown device.
     """

@@ -124,7 +124,7 @@ def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = Fals
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters and storage._cdata not in kept:
             kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # else a new tensor could get its address
+            alive.append(tensor)  # otherwise a new tensor could get its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -38,7 +38,7 @@ class OptimSettings(Section):
     )  # of all epochs: with few clips, each occurs several times per epoch
     ema_decay: float = Field(0.0, ge=0, lt=1)  # decay of the averaged weights; 0 = no averaging
     balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally frequent, 1 = classes
-    clip_norm: float = Field(1.0, gt=0)  # largest gradient norm
+    clip_norm: float = Field(1.0, gt=0)  # maximum gradient norm
     patience: int = Field(0, ge=0)  # epochs without improvement before stopping; 0 = never stop
 
 
@@ -47,9 +47,9 @@ class RunSettings(Section):
 
     out: Path | None = None  # folder of the run; None = runs/DATASET-CONFIG
     seed: int = Field(0, ge=0)
-    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N; auto = a GPU, else the CPU
+    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N; auto = a GPU, otherwise the CPU
     processes: int = Field(1, ge=1)  # number of GPUs, or of CPU processes, of this machine
-    precision: Precision = "auto"  # auto = bf16 if the hardware supports it, else fp32
+    precision: Precision = "auto"  # auto = bf16 if the hardware supports it, otherwise fp32
     pose_weights: Path | None = None  # of the pose detector; None: see `find_weights`
     compile: bool = False  # use torch.compile; slower on a CPU, see benchmarks/README.md
     checkpointing: bool = False  # recompute activations: less memory, about a third more time
@@ -84,7 +84,7 @@ class TrainSettings(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run: `run.out`, else runs/DATASET-CONFIG."""
+        """The folder of the run: `run.out`, otherwise runs/DATASET-CONFIG."""
         named = known_name(self.data.dataset) if self.data.root is not None else None
         name = f"{named or self.data.dataset.resolve().stem}-{self.model.name}"
         return self.run.out or Path("runs") / name
@@ -142,7 +142,7 @@ def load_settings(
     """Settings from a preset's name or a YAML file, ``overrides``, and KEY=VALUE ``assignments``.
 
     Later sources replace values of earlier ones. Keys are dotted: ``optim.lr``. ``config`` None:
-    the preset of ``base``, else `mini`. ``base``: the model config of the checkpoint ``init``,
+    the preset of ``base``, otherwise `mini`. ``base``: the model config of the checkpoint ``init``,
     instead of the preset's. UsageError for an unknown option (with the nearest name) or a wrong
     value.
     """

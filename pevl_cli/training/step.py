@@ -88,8 +88,8 @@ def choose_targets(
 ) -> Targets:
     """The texts for clips of the true labels ``classes`` (N,): one phrasing per label, by ``rng``.
 
-    ``all_labels``: texts of the whole label set, else only of the labels of these clips (as in the
-    paper).
+    ``all_labels``: texts of the whole label set, otherwise only of the labels of these clips (as in
+    the paper).
     """
     if all_labels:
         distinct, labels = torch.arange(len(phrasings)), classes

@@ -126,7 +126,7 @@ def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -
 
 
 def read_stored_poses(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
-    """The stored poses of the settings, else those of the data set, else None.
+    """The stored poses of the settings, otherwise those of the data set, otherwise None.
 
     PevlError when they cannot be read.
     """

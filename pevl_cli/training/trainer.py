@@ -102,7 +102,7 @@ class Trainer:
 
     @property
     def tested_model(self) -> PeVL:
-        """The averaged model if there is one, else the model."""
+        """The averaged model if there is one, otherwise the model."""
         if self.averaged is None:
             return self.model
         averaged = self.averaged.module
@@ -110,7 +110,7 @@ class Trainer:
         return averaged
 
     def test_precision(self) -> AbstractContextManager[None]:
-        """The precision of validation: bf16 if the base is stored in bf16, else float32."""
+        """The precision of validation: bf16 if the base is stored in bf16, otherwise float32."""
         return self.fabric.autocast() if self._base_in_bf16 else nullcontext()
 
     def conditions(self, clips: Clips) -> Conditions:

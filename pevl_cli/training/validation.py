@@ -28,8 +28,8 @@ from pevl_cli.model.features import Texts
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities
 
-# Most training clips per label for its prototype; in total about the number of validation clips,
-# so that prototypes do not take longer than the validation.
+# Maximum number of training clips per label for its prototype; in total about the number of
+# validation clips, so that prototypes do not take longer than the validation.
 PROTOTYPE_CLIPS = 8
 BATCH = 16
 
