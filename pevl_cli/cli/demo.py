@@ -19,7 +19,7 @@ from pevl_cli.cli.paths import check_pose_weights, make_folder
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the clip and the picture. Default: a temporary folder."),
+        typer.Option(help="Folder for the clip and the image. Default: a temporary folder."),
     ] = None,
     pose_weights: options.PoseWeights = None,
     device: options.Device = "auto",
@@ -51,11 +51,11 @@ def demo(
         sampled = sample_clip(clip, recogniser.model.config.pose_frames)
         assert recogniser.detector is not None
         actor = recogniser.detector.actor(sampled)
-        picture = folder / "demo.png"
-        draw_actor(picture, read_timeline(clip), actor, sampled.indices)
+        image = folder / "demo.png"
+        draw_actor(image, read_timeline(clip), actor, sampled.indices)
     tables.show_answer(answer)
-    tables.show_picture(draw_frame(sampled, actor))
-    print(f"\nclip: {clip}\njoints: {picture}\n\nnext:")
+    tables.show_image(draw_frame(sampled, actor))
+    print(f"\nclip: {clip}\njoints: {image}\n\nnext:")
     print(f"  {shlex.join(['pevl', 'classify', str(clip), '--top-k', '3'])}")
     print("  pevl classify YOUR_CLIP.mp4")
     print("  pevl train --dataset FOLDER_OF_CLASS_FOLDERS --init pevl-mini")

@@ -76,7 +76,7 @@ PoseWeights = Annotated[
     Path | None,
     typer.Option(
         help="Pose detector (YOLO-pose): a file, or a name from `pevl models`. Default: "
-        "$PEVL_POSE_WEIGHTS, else yolo11n-pose.pt if downloaded, else the bundled detector."
+        "$PEVL_POSE_WEIGHTS, then yolo11n-pose.pt if downloaded, then the bundled detector."
     ),
 ]
 Workers = Annotated[

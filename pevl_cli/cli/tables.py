@@ -178,7 +178,7 @@ def show_models(entries: Sequence[ModelEntry]) -> None:
     print("download a model with: pevl models fetch NAME")
 
 
-def show_picture(picture: np.ndarray, columns: int = 64) -> None:
+def show_image(image: np.ndarray, columns: int = 64) -> None:
     """Print a small RGB image (H, W, 3) as half blocks; nothing if the terminal has no colours."""
     import cv2
     from rich.console import Console
@@ -187,8 +187,8 @@ def show_picture(picture: np.ndarray, columns: int = 64) -> None:
     out = Console()
     if out.color_system is None:
         return
-    rows = round(columns * picture.shape[0] / picture.shape[1] / 2) * 2
-    small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
+    rows = round(columns * image.shape[0] / image.shape[1] / 2) * 2
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     text = Text()
     for upper, lower in zip(small[::2].tolist(), small[1::2].tolist(), strict=True):
         for above, below in zip(upper, lower, strict=True):

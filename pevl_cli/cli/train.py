@@ -86,7 +86,7 @@ def train(
     crop: Annotated[
         choices.Crop | None,
         typer.Option(
-            help="full: the middle square of the frame; follow: a square around the actor."
+            help="full: the middle square of the frame; follow: a square around the main person."
         ),
     ] = None,
     no_video: Annotated[bool, typer.Option("--no-video", help="Train on poses only.")] = False,

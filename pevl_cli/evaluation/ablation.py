@@ -242,8 +242,8 @@ def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
 
 def _first_equal_variant(variant: str, config: ModelConfig) -> str:
     """The first variant with the same model config: in `mini`, two variants are equal."""
-    wanted = _config(config, VARIANTS[variant])
-    return next(v for v, changes in VARIANTS.items() if _config(config, changes) == wanted)
+    target = _config(config, VARIANTS[variant])
+    return next(v for v, changes in VARIANTS.items() if _config(config, changes) == target)
 
 
 def _run_settings(

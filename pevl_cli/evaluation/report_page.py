@@ -185,7 +185,7 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
     charts = {"classes": _class_chart(outcome), "confusion": _confusion_chart(outcome)}
     charts["reliability"] = _reliability_chart(outcome)
     worst = [
-        {"clip": clip, "picture": base64.b64encode(strips[clip.clip]).decode()}
+        {"clip": clip, "image": base64.b64encode(strips[clip.clip]).decode()}
         for clip in worst_mistakes(outcome.clips)
         if clip.clip in strips
     ]

@@ -333,10 +333,10 @@ def _pick(
     times_s: np.ndarray, usable: np.ndarray, start_s: float, end_s: float, count: int
 ) -> np.ndarray:
     """Index of the frame shown at the middle of each of ``count`` equal time spans."""
-    wanted = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
+    middles_s = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
     # Rounding of timestamps must not select the frame before the one on screen.
-    place = np.searchsorted(times_s[usable], wanted + 1e-6, side="right") - 1
-    return usable[np.clip(place, 0, len(usable) - 1)]
+    position = np.searchsorted(times_s[usable], middles_s + 1e-6, side="right") - 1
+    return usable[np.clip(position, 0, len(usable) - 1)]
 
 
 def _nearest(values: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -361,7 +361,7 @@ def _collect(
 def _decode(
     container: av.container.InputContainer,
     timeline: Timeline,
-    wanted: list[int],
+    indices: list[int],
     can_seek: bool = True,
 ) -> Iterator[tuple[int, np.ndarray]]:
     stream = container.streams.best("video")
@@ -371,7 +371,7 @@ def _decode(
     # MPEG streams have no index and lack timestamps: after a seek, frame numbers are wrong.
     no_index = container.format.name in {"mpeg", "mpegts"}
     can_seek = can_seek and timeline.has_timestamps and not no_index
-    position, goal, queue = -1, -1, wanted[::-1]
+    position, goal, queue = -1, -1, indices[::-1]
     while queue:
         place = int(np.searchsorted(keys, queue[-1], side="right"))
         key = int(keys[place - 1]) if place else 0

@@ -212,17 +212,20 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     model = PeVL(facts.model)
     if "prototypes" in state:
         model.prototypes = torch.zeros(len(facts.labels.names), facts.model.embed_dim)
-    wanted = model.state_dict()
-    _check_weights(state, wanted, file)
-    model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()}, strict=True)
+    expected = model.state_dict()
+    _check_weights(state, expected, file)
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, strict=True)
     return model.eval(), facts
 
 
-def _check_weights(state: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+def _check_weights(state: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> None:
     """PevlError for the first weight that is missing, unknown or of another shape."""
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shared = sorted(wanted.keys() & state.keys())
-    other_shape = [k for k in shared if wanted[k].shape != state[k].shape]
+    missing, unknown = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
+    shared = sorted(expected.keys() & state.keys())
+    other_shape = [k for k in shared if expected[k].shape != state[k].shape]
     for names, kind in (
         (missing, "lacks"),
         (unknown, "has an unknown"),

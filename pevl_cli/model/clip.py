@@ -197,9 +197,9 @@ def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) ->
     """PevlError when a name or shape of the towers' weights does not fit the config."""
     with torch.device("meta"):
         towers = {"visual": VisualTower(config), "text": TextTower(config)}
-    wanted = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
-    for key in sorted(wanted.keys() | state.keys()):
-        if key not in wanted or key not in state or wanted[key] != state[key].shape:
+    expected = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
+    for key in sorted(expected.keys() | state.keys()):
+        if key not in expected or key not in state or expected[key] != state[key].shape:
             raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
 
 

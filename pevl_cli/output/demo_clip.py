@@ -85,13 +85,13 @@ def _backdrop() -> np.ndarray:
 
 def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.ndarray:
     """The frame at a time: (HEIGHT, WIDTH, 3) uint8 RGB."""
-    picture = backdrop.copy()
+    image = backdrop.copy()
     unit = BODY_PX / 8 * SUPERSAMPLING
     at = {name: np.multiply(point, SUPERSAMPLING) for name, point in joints_at(time_s).items()}
-    _shadow(picture, at, unit)
+    _shadow(image, at, unit)
 
     def limb(a: str, b: str, thick: float, thin: float, colour: tuple[int, int, int]) -> None:
-        _taper(picture, at[a], at[b], thick * unit, thin * unit, colour)
+        _taper(image, at[a], at[b], thick * unit, thin * unit, colour)
 
     for side in ("left", "right"):
         limb(f"{side}_hip", f"{side}_knee", 0.46, 0.32, SKIN)
@@ -100,9 +100,9 @@ def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.
         at[middle] = at[f"{side}_hip"] * 0.4 + at[f"{side}_knee"] * 0.6
         limb(f"{side}_hip", middle, 0.52, 0.46, SHORTS)
         toe = at[f"{side}_ankle"] + np.array([0.18 if side == "left" else -0.18, 0.22]) * unit
-        _taper(picture, at[f"{side}_ankle"], toe, 0.2 * unit, 0.24 * unit, SHOES)
-    _torso(picture, at, unit)
-    _taper(picture, at["neck"], at["head"], 0.22 * unit, 0.2 * unit, _dark(SKIN))
+        _taper(image, at[f"{side}_ankle"], toe, 0.2 * unit, 0.24 * unit, SHOES)
+    _torso(image, at, unit)
+    _taper(image, at["neck"], at["head"], 0.22 * unit, 0.2 * unit, _dark(SKIN))
     for side in ("left", "right"):
         limb(f"{side}_shoulder", f"{side}_elbow", 0.27, 0.2, SKIN)
         limb(f"{side}_elbow", f"{side}_wrist", 0.2, 0.13, SKIN)
@@ -110,19 +110,19 @@ def _frame(backdrop: np.ndarray, time_s: float, rng: np.random.Generator) -> np.
         at[sleeve] = (at[f"{side}_shoulder"] + at[f"{side}_elbow"]) / 2
         limb(f"{side}_shoulder", sleeve, 0.32, 0.29, SHIRT)
         hand = at[f"{side}_wrist"] + (at[f"{side}_wrist"] - at[f"{side}_elbow"]) * 0.14
-        cv2.circle(picture, _pixel(hand), int(0.18 * unit), SKIN, -1, cv2.LINE_AA)
-    _head(picture, at["head"], unit)
-    small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        cv2.circle(image, _pixel(hand), int(0.18 * unit), SKIN, -1, cv2.LINE_AA)
+    _head(image, at["head"], unit)
+    small = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     soft = cv2.GaussianBlur(small, (0, 0), BLUR_PX) + rng.normal(0, NOISE, small.shape)
     frame: np.ndarray = soft.clip(0, 255).astype(np.uint8)
     return frame
 
 
-def _shadow(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
+def _shadow(image: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
     left, right = at["left_ankle"], at["right_ankle"]
     size = int(abs(left[0] - right[0]) / 2 + unit), int(0.3 * unit)
     x, y = int((left[0] + right[0]) / 2), int(HEIGHT * SUPERSAMPLING * 0.925)
-    part = picture[y - 2 * size[1] : y + 2 * size[1], x - 2 * size[0] : x + 2 * size[0]]
+    part = image[y - 2 * size[1] : y + 2 * size[1], x - 2 * size[0] : x + 2 * size[0]]
     middle = part.shape[1] // 2, 2 * size[1]
     strength = np.zeros(part.shape[:2], np.float32)
     cv2.ellipse(strength, middle, size, 0, 0, 360, 0.5, -1)
@@ -131,7 +131,7 @@ def _shadow(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None
 
 
 def _taper(
-    picture: np.ndarray,
+    image: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,
     thick: float,
@@ -146,12 +146,12 @@ def _taper(
         r1, r2 = thick * (1 - inset), thin * (1 - inset)
         corners = [a + across * r1, b + across * r2, b - across * r2, a - across * r1]
         points = np.array([_pixel(c + move) for c in corners], np.int32)
-        cv2.fillConvexPoly(picture, points, shade, cv2.LINE_AA)
+        cv2.fillConvexPoly(image, points, shade, cv2.LINE_AA)
         for end, radius in ((a, r1), (b, r2)):
-            cv2.circle(picture, _pixel(end + move), max(int(radius), 1), shade, -1, cv2.LINE_AA)
+            cv2.circle(image, _pixel(end + move), max(int(radius), 1), shade, -1, cv2.LINE_AA)
 
 
-def _torso(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
+def _torso(image: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
     left, right = at["left_shoulder"], at["right_shoulder"]
     out = np.array([0.16, 0.0]) * unit
     waist = (at["left_hip"] + at["right_hip"]) / 2 - np.array([0, 0.9]) * unit
@@ -163,26 +163,26 @@ def _torso(picture: np.ndarray, at: dict[str, np.ndarray], unit: float) -> None:
         at["neck"] - np.array([0.3, -0.02]) * unit,
     ]
     points = np.array([_pixel(p) for p in outline], np.int32)
-    cv2.fillPoly(picture, [points], _dark(SHIRT), cv2.LINE_AA)
+    cv2.fillPoly(image, [points], _dark(SHIRT), cv2.LINE_AA)
     centre = points.mean(0)
     inner = (centre + (points - centre) * 0.88 - np.array([0.07, 0.02]) * unit).astype(np.int32)
-    cv2.fillPoly(picture, [inner], SHIRT, cv2.LINE_AA)
+    cv2.fillPoly(image, [inner], SHIRT, cv2.LINE_AA)
     belt = [at["left_hip"] + hips, at["right_hip"] - hips]
     low = np.array([0, 0.42]) * unit
     shorts = np.array([_pixel(p) for p in (*belt, belt[1] + low, belt[0] + low)], np.int32)
-    cv2.fillPoly(picture, [shorts], SHORTS, cv2.LINE_AA)
+    cv2.fillPoly(image, [shorts], SHORTS, cv2.LINE_AA)
 
 
-def _head(picture: np.ndarray, centre: np.ndarray, unit: float) -> None:
+def _head(image: np.ndarray, centre: np.ndarray, unit: float) -> None:
     def dot(dx: float, dy: float, radius: float, colour: tuple[int, int, int]) -> None:
         place = _pixel(centre + np.array([dx, dy]) * unit)
-        cv2.circle(picture, place, max(int(radius * unit), 1), colour, -1, cv2.LINE_AA)
+        cv2.circle(image, place, max(int(radius * unit), 1), colour, -1, cv2.LINE_AA)
 
     size = int(0.43 * unit), int(0.55 * unit)
     top = centre - np.array([0, 0.1]) * unit
-    cv2.ellipse(picture, _pixel(top), size, 0, 0, 360, HAIR, -1, cv2.LINE_AA)
+    cv2.ellipse(image, _pixel(top), size, 0, 0, 360, HAIR, -1, cv2.LINE_AA)
     face = int(0.37 * unit), int(0.48 * unit)
-    cv2.ellipse(picture, _pixel(centre), face, 0, 0, 360, SKIN, -1, cv2.LINE_AA)
+    cv2.ellipse(image, _pixel(centre), face, 0, 0, 360, SKIN, -1, cv2.LINE_AA)
     for way in (-1, 1):
         dot(0.37 * way, 0.02, 0.09, _dark(SKIN))
         dot(0.14 * way, -0.06, 0.06, (250, 250, 250))
@@ -190,7 +190,7 @@ def _head(picture: np.ndarray, centre: np.ndarray, unit: float) -> None:
     dot(0, 0.08, 0.05, _dark(SKIN))
     mouth = _pixel(centre + np.array([0, 0.24]) * unit)
     cv2.ellipse(
-        picture,
+        image,
         mouth,
         (int(0.12 * unit), int(0.05 * unit)),
         0,

@@ -187,8 +187,8 @@ def _encode(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> No
             even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             if i == 0:
                 stream.height, stream.width = even.shape[:2]
-            picture = av.VideoFrame.from_ndarray(even, format="rgb24")
-            picture.pts = round((times_s[i] - times_s[0]) / VIDEO_TIME_BASE_S)
-            picture.time_base = VIDEO_TIME_BASE_S
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(even, format="rgb24")
+            image.pts = round((times_s[i] - times_s[0]) / VIDEO_TIME_BASE_S)
+            image.time_base = VIDEO_TIME_BASE_S
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))

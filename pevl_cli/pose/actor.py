@@ -96,8 +96,8 @@ class FrameSource:
         position = {int(index): u for u, index in enumerate(indices)}
 
         def read(positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-            wanted = [int(indices[u]) for u in positions]
-            return ((position[i], frame) for i, frame in iter_frames(timeline, wanted))
+            frame_indices = [int(indices[u]) for u in positions]
+            return ((position[i], frame) for i, frame in iter_frames(timeline, frame_indices))
 
         return cls(timeline.times_s[indices], width, height, scale, read)
 
