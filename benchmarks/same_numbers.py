@@ -122,7 +122,7 @@ def write(target: Path, rows: Iterable[tuple[Item, str]]) -> None:
 def train(name: str, manifest: Manifest, weights: Path, folder: Path) -> dict[str, Any]:
     """20 steps: each step's loss, learning rate and top-1, and what they led to."""
     write(folder / "train.csv", ((i, i.split) for i in manifest.items if i.split != "test"))
-    given = {
+    overrides = {
         "data.dataset": folder / "train.csv",
         "optim.epochs": 5,
         "optim.min_steps": 20,
@@ -136,7 +136,7 @@ def train(name: str, manifest: Manifest, weights: Path, folder: Path) -> dict[st
         "run.pose_weights": weights,
         "run.seed": 3,
     }
-    settings = load_settings("mini" if name == "mini" else "vit-b-16", given)
+    settings = load_settings("mini" if name == "mini" else "vit-b-16", overrides)
     if name == "vit":  # without CLIP's weights, which cannot be had everywhere
         model = tiny_model()
         settings = settings.model_copy(update={"model": model.config})

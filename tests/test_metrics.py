@@ -21,11 +21,11 @@ def test_accuracy_of_a_known_case() -> None:
             [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],  # the second
         ]
     )
-    got = accuracy(similarity[:, None], [0, 0, 0, 1], NAMES)
-    assert (got.top1, got.top5, got.count) == (0.5, 0.75, 4)
-    assert got.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
-    assert got.mean_class == pytest.approx(1 / 3)
-    assert got.confused == [("a", "c", 1), ("b", "a", 1)]
+    actual = accuracy(similarity[:, None], [0, 0, 0, 1], NAMES)
+    assert (actual.top1, actual.top5, actual.count) == (0.5, 0.75, 4)
+    assert actual.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
+    assert actual.mean_class == pytest.approx(1 / 3)
+    assert actual.confused == [("a", "c", 1), ("b", "a", 1)]
 
 
 def test_with_five_labels_or_fewer_all_are_among_the_first_five() -> None:

@@ -251,9 +251,9 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path) -> None:
     line += ["--checkpoint", str(strict), "--out", str(tmp_path / "report"), "--device", "cpu"]
     completed = CliRunner().invoke(app, line)
     assert isinstance(completed.exception, PevlError), completed.output
-    told = str(completed.exception)
-    assert "jhmdb15" in told and "coco17" in told and "left_eye" in told
-    assert len(told.splitlines()) == 1
+    message = str(completed.exception)
+    assert "jhmdb15" in message and "coco17" in message and "left_eye" in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.slow

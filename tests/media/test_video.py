@@ -206,9 +206,9 @@ def test_avi_frames_stand_in_the_order_in_which_they_decode(shared: Path) -> Non
         frames = [f for i, f in enumerate(container.decode(video=0)) if i in wanted]
         expected = [f.reformat(1280, 720, "rgb24").to_ndarray() for f in frames]
     assert all((a != b).any() for a, b in pairwise(expected)), "frames that look the same"
-    got = list(iter_frames(read_timeline(film), wanted))
-    assert [i for i, _ in got] == wanted
-    for (i, frame), right in zip(got, expected, strict=True):
+    actual = list(iter_frames(read_timeline(film), wanted))
+    assert [i for i, _ in actual] == wanted
+    for (i, frame), right in zip(actual, expected, strict=True):
         assert np.array_equal(frame, right), f"frame {i} shows another one"
 
 
@@ -450,5 +450,5 @@ def test_the_pictures_of_these_tests_tell_their_number(tmp_path: Path) -> None:
     assert [number_of(picture(i)) for i in (0, 19, 20, 319)] == [0, 19, 20, 319]
     film = write_video(tmp_path / "a.mp4", [picture(5), picture(6)])
     with av.open(str(film)) as container:
-        got = [number_of(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
-    assert got == [5, 6]
+        actual = [number_of(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    assert actual == [5, 6]

@@ -73,5 +73,5 @@ def test_recorded_frames_are_those_of_the_video(make_video: MakeVideo) -> None:
     tracks = np.repeat(people(0)[:, None], clip.length, 1)
     tracks[0, :, :, 0] += np.arange(clip.length)[:, None]
     stored = StoredPoses.from_tracks("a", tracks, "coco17", clip.width, clip.height, None)
-    got = stored.actor_in(clip).joints[:, 0, 0] - tracks[0, 0, 0, 0]
-    np.testing.assert_allclose(got, clip.indices - 10, atol=1e-4)
+    actual = stored.actor_in(clip).joints[:, 0, 0] - tracks[0, 0, 0, 0]
+    np.testing.assert_allclose(actual, clip.indices - 10, atol=1e-4)

@@ -54,10 +54,10 @@ def test_too_little_gpu_memory_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(PeVL, "encode", full)
-    with pytest.raises(PevlError) as told:
+    with pytest.raises(PevlError) as caught:
         train(settings_of(moves, tmp_path / "run"))
     for part in ("batch_size=2", "accumulate=2", "checkpointing=true", "--precision bf16"):
-        assert part in str(told.value)
+        assert part in str(caught.value)
 
 
 @pytest.mark.slow
