@@ -62,7 +62,7 @@ def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
         ("optim=3", "optim"),
         ("optim.lr", "KEY=VALUE"),
         ("optim.lr=[1", "cannot be read"),
-        ("optim.lr.deep=1", "no section"),
+        ("optim.lr.deep=1", "is not a section"),
         ("model.video=false", ""),
         ("model.heads=3", "heads must divide"),
         ("augment.joint_loss=0.1", "any more: use augment.joint_dropout."),
