@@ -24,9 +24,8 @@ from pevl_cli.training.train import train
 STILL = {"augment.turn_deg": 0.0, "augment.scale": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "class tokens without the joints": {"model.class_token": "patches"},
+    "class tokens without the joints": {"model.class_token": "learned"},
     "contrast within the batch": {"model.contrast": "batch"},
-    "with the temporal adapter": {"model.video_temporal": True},
     "pose by convolutions, largest frame": {f"model.{k}": v for k, v in POSE_ONLY.items()},
     "without turning and scaling": STILL,
     "without joint noise and dropout": {"augment.joint_noise": 0.0, "augment.joint_dropout": 0.0},
@@ -61,8 +60,8 @@ def main() -> None:
         found = [json.loads(f.read_text()) for f in sorted(arguments.out.glob(f"{name}-*.json"))]
         if found:
             both = [[r[key] for r in found] for key in ("top1", "mean_class")]
-            told = [f"{np.mean(v):6.1%} ± {np.std(v):5.1%}" for v in both]
-            print(f"{row:36} {told[0]:>14} {told[1]:>14}  {len(found)}")
+            cells = [f"{np.mean(v):6.1%} ± {np.std(v):5.1%}" for v in both]
+            print(f"{row:36} {cells[0]:>14} {cells[1]:>14}  {len(found)}")
 
 
 def measure(

@@ -35,8 +35,8 @@ from pevl_cli.evaluation.benchmark import benchmark
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.training import train as training
+from pevl_cli.training.progress import Event
 from pevl_cli.training.settings import load_settings
-from pevl_cli.training.trainer import Event
 
 CLIPS = 10
 TINY: dict[str, Any] = {

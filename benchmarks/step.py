@@ -50,15 +50,15 @@ def main() -> None:
         )
         torch.manual_seed(0)
         trainer = Trainer(PeVL(settings.model), LabelSet(names, names), settings)
-        order = BatchPlan([i % 20 for i in range(64)], arguments.batch_size, 8, 1, 0.0, 0)
+        plan = BatchPlan([i % 20 for i in range(64)], arguments.batch_size, 8, 1, 0.0, 0)
         batches = clips(settings.model.image_size, arguments.batch_size)
         started = time.perf_counter()
-        trainer._step(batches, order, 1, 0)
+        trainer.step(batches, plan, 1, 0)
         first = time.perf_counter() - started
         times = []
         for i in range(1, 8):
             started = time.perf_counter()
-            trainer._step(batches, order, 1, i)
+            trainer.step(batches, plan, 1, i)
             times.append(time.perf_counter() - started)
         base = base or min(times)
         print(

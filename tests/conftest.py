@@ -33,6 +33,7 @@ CODECS = {
     ".mpg": "mpeg2video",
     ".wmv": "wmv2",
 }
+MOVES = {"run_on": 1, "run_back": -1, "stay": 0}  # labels of the fixture `moves`
 MakeVideo = Callable[..., Path]
 
 
@@ -134,6 +135,18 @@ def make_video(tmp_path: Path) -> MakeVideo:
         return write_video(path, frames, **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def moves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three classes of five clips: a square that runs on, back, or stays."""
+    root = tmp_path_factory.mktemp("data") / "moves"
+    for label, way in MOVES.items():
+        (root / label).mkdir(parents=True)
+        for k in range(5):
+            frames = [picture(100 + way * 3 * i + 7 * k) for i in range(16)]
+            write_video(root / label / f"{k}.mp4", frames)
+    return root
 
 
 def picture(number: int, size: int = 1) -> np.ndarray:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from pevl_cli.model.config import CONFIGS, ModelConfig
-from pevl_cli.model.features import Batch
+from pevl_cli.model.features import Batch, Features
 from pevl_cli.model.pevl import PeVL
 
 T, S, J = 4, 12, 5
@@ -52,6 +53,43 @@ ON_CLIP: dict[str, Any] = {
     "branch_loss_weight": 0.0,
 }
 POSE_STEM: dict[str, Any] = {"stem": "pose", "patch_size": 32, "image_size": 96}
+BODY: dict[str, Any] = {**POSE_STEM, "class_token": "body", "joints": 17}
+GRID = 3  # patches a side
+ALL_KINDS = {"vs", "ps", "fw"}
+# Changed fields, and the similarities that the model then has.
+SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "mini": ({}, ALL_KINDS),
+    "on clip": (ON_CLIP, ALL_KINDS),
+    "no video": ({"video": False}, {"ps", "fw"}),
+    "no pose": ({"pose": False}, {"vs"}),
+    "no text": ({"text": False, "classes": 3}, {"vs", "ps"}),
+    "no text, no pose": ({"text": False, "classes": 3, "pose": False}, {"vs"}),
+    "no video adapters": ({"video_adapters": False}, ALL_KINDS),
+    "no pose adapters": ({"pose_adapters": False}, ALL_KINDS),
+    "no text adapters": ({"text_adapters": False}, ALL_KINDS),
+    "trained on clip": (ON_CLIP | {"train_base": True}, ALL_KINDS),
+    "no p2v": ({"p2v": False}, ALL_KINDS),
+    "no v2p": ({"v2p": False}, ALL_KINDS),
+    "no ucmr": ({"p2v": False, "v2p": False, "refinement_loss": False}, ALL_KINDS),
+    "p2v in two places": ({"p2v_layers": (0,)}, ALL_KINDS),
+    "p2v last named": ({"p2v_layers": (0, 1)}, ALL_KINDS),
+    "no refinement loss": ({"refinement_loss": False}, ALL_KINDS),
+    "vs": ({"similarities": ("vs",)}, {"vs"}),
+    "ps": ({"similarities": ("ps",)}, {"ps"}),
+    "fw": ({"similarities": ("fw",)}, {"fw"}),
+    "vs ps": ({"similarities": ("vs", "ps")}, {"vs", "ps"}),
+    "ps fw": ({"similarities": ("ps", "fw")}, {"ps", "fw"}),
+    "concat": ({"similarities": ("concat",)}, {"concat"}),
+    "projected video": ({"similarities": ("concat",), "pose": False}, {"concat"}),
+    "projected pose": ({"similarities": ("concat",), "video": False}, {"concat"}),
+    "heatmap": ({"pose_features": "heatmap", "video": False}, {"ps", "fw"}),
+    "heatmap beside video": ({"pose_features": "heatmap", "p2v": False}, ALL_KINDS),
+    "vanilla contrast": ({"semantic_loss": False}, ALL_KINDS),
+    "xy": ({"pose_features": "xy"}, ALL_KINDS),
+    "branch losses": ({"branch_loss_weight": 0.7}, ALL_KINDS),
+    "gelu": ({"quick_gelu": False}, ALL_KINDS),
+}
+SWITCHED = pytest.mark.parametrize("name", SWITCHES)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -98,3 +136,33 @@ def drawn_labels(
     similarity = torch.randn(clips, labels, generator=generator) * 0.2
     scores = (similarity / temperature).softmax(1)
     return similarity, torch.multinomial(scores, 1, generator=generator)[:, 0].tolist()
+
+
+@torch.no_grad()
+def answer(model: PeVL, batch: Batch, labels: tuple[str, ...] = LABELS) -> Tensor:
+    """S (N, C), without gradients."""
+    return model(batch, model.encode_text(labels))
+
+
+@torch.no_grad()
+def features_of(model: PeVL, batch: Batch) -> Features:
+    """The features of a batch, without gradients."""
+    return model.encode(batch)
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-5, rtol=0)
+
+
+def no_nan(model: PeVL) -> bool:
+    """Whether all gradients are finite."""
+    return all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def hooked(model: PeVL, module: torch.nn.Module, batch: Batch) -> tuple[Any, ...]:
+    """The arguments of the last call of a module of the model."""
+    calls: list[tuple[Any, ...]] = []
+    handle = module.register_forward_pre_hook(lambda _, args: calls.append(args))
+    features_of(model, batch)
+    handle.remove()
+    return calls[-1]

@@ -132,13 +132,13 @@ def _stored_poses(
 ) -> PoseStore | None:
     """The poses of --poses, or those that the data set brings unless a detector was chosen."""
     from pevl_cli.pose.files import read_poses
-    from pevl_cli.training.train import without_poses
+    from pevl_cli.training.train import count_without_poses
 
     source = poses or (manifest.poses if pose_weights is None else None)
     if source is None:
         return None
     stored = read_poses(source, layout)
-    console.warn_about_missing_poses(without_poses(manifest.items, stored), source)
+    console.warn_about_missing_poses(count_without_poses(manifest.items, stored), source)
     return stored
 
 

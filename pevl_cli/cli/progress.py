@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pevl_cli.cli import console
 
 if TYPE_CHECKING:
-    from pevl_cli.training.trainer import Event
+    from pevl_cli.training.progress import Event
 
 
 class ClipProgress:

@@ -18,8 +18,8 @@ from pevl_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from pevl_cli.training.plan import Plan
+    from pevl_cli.training.progress import Result
     from pevl_cli.training.settings import TrainSettings
-    from pevl_cli.training.trainer import Result
 
 
 def train(
@@ -172,9 +172,9 @@ def _run(
     if settings.init is not None:
         settings = build.settings_for(config, overrides, assignments)
     stored = training.stored_poses_of(settings, manifest)
-    settings = training.fitted(settings, manifest, stored)
+    settings = training.adapt_settings(settings, manifest, stored)
     if first and stored is not None:
-        count = training.without_poses(manifest.items, stored)
+        count = training.count_without_poses(manifest.items, stored)
         console.warn_about_missing_poses(count, stored.source)
     if dry_run:
         from pevl_cli.training.plan import make_plan

@@ -24,10 +24,10 @@ from pevl_cli.evaluation.benchmark import benchmark
 from pevl_cli.evaluation.cost import Cost, cost_of
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.files import PoseStore
+from pevl_cli.training.progress import Event
 from pevl_cli.training.run_folder import data_hash, has_state
 from pevl_cli.training.settings import TrainSettings
-from pevl_cli.training.train import fitted, train
-from pevl_cli.training.trainer import Event
+from pevl_cli.training.train import adapt_settings, train
 
 # Before the SGMC module: concatenated features, vanilla contrast.
 ONE_LEVEL: dict[str, Any] = {
@@ -202,7 +202,7 @@ def ablate(
     KeyboardInterrupt keeps all runs so far.
     """
     # From the data only the joints: what else fits poses alone is a variant of the table.
-    adapted = fitted(settings, manifest, poses).model
+    adapted = adapt_settings(settings, manifest, poses).model
     joints = {"layout": adapted.layout, "joints": adapted.joints}
     settings = settings.model_copy(update={"model": settings.model.model_copy(update=joints)})
     if not adapted.video and name != "pose-input":

@@ -1,17 +1,23 @@
-"""TODO."""
+"""The one description of where the model to train comes from.
+
+A checkpoint (`init`); or CLIP's weights below new adapters (`model.base` "clip"); or random weights
+(`model.base` "none"), with the bundled pose network in a pose stem.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip import load_clip
+from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.stem import PoseStem
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.detector import pose_network_layers
@@ -19,61 +25,102 @@ from pevl_cli.training.settings import TrainSettings, load_settings
 from pevl_cli.weights import BUNDLED_WEIGHTS
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
+# Which parts of a model do not come from the checkpoint that it starts from: the beginnings of
+# their weights' names, and when, by the new config and the checkpoint's.
+NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], bool]], ...] = (
+    # Fixed classes: those of other labels are of no use.
+    (("class_vectors",), lambda new, old: True),
+    # A stream that the checkpoint was trained without.
+    (("video_adapters.", "p2v.", "v2p."), lambda new, old: new.video and not old.video),
+    (
+        ("pose_embedding.", "pose_adapters.", "p2v.", "v2p."),
+        lambda new, old: new.pose and not old.pose,
+    ),
+    (("visual.body.",), lambda new, old: new.has_body_token and not old.has_body_token),
+    # Another stem; a pose stem has no weights in a model without video.
+    (
+        ("visual.conv1.",),
+        lambda new, old: new.stem != old.stem or (old.stem == "pose" and not old.video),
+    ),
+)
 
 
 def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpoint.Base | None]:
-    """The model to train: new, on CLIP's weights, or from the checkpoint ``init``."""
+    """The model to train, on the CPU, and the CLIP weights it stands on, if any.
+
+    Seeds torch's global random generator with ``run.seed``. PevlError when weights cannot be had,
+    or do not fit the settings.
+    """
     config = settings.model
     if not config.text:
         config = config.model_copy(update={"classes": len(labels)})
     torch.manual_seed(settings.run.seed)
     if settings.init is not None:
-        source = checkpoint.find(settings.init)
-        old, facts = checkpoint.load(source, settings.clip)
-        model = PeVL(config)
-        state = old.state_dict()
-        wanted = model.state_dict()
-        new = {"class_vectors"}  # fixed classes have nothing to do with other ones
-        # A stream that it was trained without starts from nothing, and so does another stem.
-        added = set()
-        if config.video and not old.config.video:
-            added |= {"video_adapters", "p2v", "v2p"}
-        if config.pose and not old.config.pose:
-            added |= {"pose_embedding", "pose_adapters", "p2v", "v2p"}
-        if config.has_body_token and not old.config.has_body_token:
-            added.add("visual.body")
-        stem = {k for k in state if k.startswith("visual.conv1.")}
-        if config.stem != old.config.stem or not stem:
-            state = {k: v for k, v in state.items() if k not in stem}
-            _fill_stem(model)
-            added.add("visual.conv1")
-        for name, value in wanted.items():
-            fresh = name in new or (
-                name not in state and name.startswith(tuple(f"{part}." for part in added))
-            )
-            if not fresh and (name not in state or state[name].shape != value.shape):
-                raise PevlError(
-                    f"{source}: cannot be started from with these settings, as weight '{name}' "
-                    "is absent or of another size in it; leave the model's sizes as they are."
-                )
-        model.load_state_dict({k: v for k, v in state.items() if k in wanted.keys() - new}, False)
-        return model, facts.base
-    if config.base == "none":
-        model = PeVL(config)
-        _fill_stem(model)
-        return model, None
-    clip = settings.clip or DEFAULT_CLIP[config.name]
-    state, config, digest = load_clip(clip, config)
+        return _from_checkpoint(config, settings.init, settings.clip)
+    if config.base == "clip":
+        return _from_clip(config, settings.clip)
     model = PeVL(config)
-    model.load_state_dict(state, strict=False)  # its names were checked by load_clip
-    return model, checkpoint.Base(source=clip, digest=digest)
+    _fill_pose_stem(model)
+    return model, None
 
 
-def _fill_stem(model: PeVL) -> None:
-    """What a new model's stem knows of bodies is that of the package's pose network."""
+def _from_clip(config: ModelConfig, clip: str | None) -> tuple[PeVL, checkpoint.Base]:
+    source = clip or DEFAULT_CLIP.get(config.name)
+    if source is None:
+        raise PevlError(
+            f"model.base clip: config '{config.name}' has no usual CLIP weights; name some with "
+            "--clip, or set model.base=none and model.train_base=true."
+        )
+    weights, config, digest = load_clip(source, config)
+    model = PeVL(config)
+    towers = {n for n in model.state_dict() if n.startswith(checkpoint.BASE_PARTS)}
+    _load(model, {name: weights[name] for name in towers & weights.keys()}, towers, source)
+    return model, checkpoint.Base(source=source, digest=digest)
+
+
+def _from_checkpoint(
+    config: ModelConfig, init: str, clip: str | None
+) -> tuple[PeVL, checkpoint.Base | None]:
+    source = checkpoint.find(init)
+    start, facts = checkpoint.load(source, clip)
+    old = start.config
+    if config.base != old.base:
+        raise PevlError(
+            f"{source}: has model.base={old.base}, not {config.base}; leave that option out."
+        )
+    if old.train_base and not config.train_base:
+        raise PevlError(
+            f"{source}: its base was trained and is no longer CLIP's; leave model.train_base=true."
+        )
+    model = PeVL(config)
+    new_parts = tuple(
+        part for parts, applies in NEW_PARTS if applies(config, old) for part in parts
+    )
+    if "visual.conv1." in new_parts:
+        _fill_pose_stem(model)
+    taken = {name for name in model.state_dict() if not name.startswith(new_parts)}
+    weights = start.state_dict()
+    _load(model, {name: weights[name] for name in taken & weights.keys()}, taken, str(source))
+    return model, facts.base
+
+
+def _load(model: PeVL, weights: dict[str, Tensor], expected: set[str], source: str) -> None:
+    """Put weights into a model; PevlError unless all that are expected are in it, and fit."""
+    state = model.state_dict()
+    for name in sorted(expected):
+        if name not in weights or weights[name].shape != state[name].shape:
+            raise PevlError(
+                f"{source}: cannot be started from with these settings, as weight '{name}' is "
+                "absent or of another size in it; leave the sizes of the model as they are."
+            )
+    model.load_state_dict(state | weights, strict=True)
+
+
+def _fill_pose_stem(model: PeVL) -> None:
+    """The frozen layers of a pose stem are those of the bundled pose network."""
     if isinstance(model.visual.conv1, PoseStem):
-        known = pose_network_layers(BUNDLED_WEIGHTS)
-        model.visual.conv1.layers.load_state_dict(known.state_dict())
+        network = pose_network_layers(BUNDLED_WEIGHTS)
+        model.visual.conv1.layers.load_state_dict(network.state_dict())
 
 
 def settings_for(

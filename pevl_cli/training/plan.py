@@ -13,13 +13,13 @@ from pevl_cli.data.manifest import Manifest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.training.optimiser import steps_per_epoch
 from pevl_cli.training.settings import TrainSettings
-from pevl_cli.training.trainer import steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run; bytes are those of one process."""
+    """Sizes of a run; memory is that of one process."""
 
     train_clips: int
     val_clips: int
@@ -27,9 +27,9 @@ class Plan:
     parameters: int
     tunable: int
     steps: int  # of the optimiser, over all epochs
-    weight_bytes: int  # weights, gradients, the optimiser's and the averaged ones
-    activation_bytes: int  # kept for the way back, in float32
-    state_bytes: int  # on disk, the newest and the older state
+    weight_bytes: int  # weights, gradients, moments of the optimiser, averaged weights
+    activation_bytes: int  # kept for the backward pass, in float32
+    state_bytes: int  # on disk, the newest state and the one before it
     checkpoint_bytes: int  # on disk, best and last
     free_bytes: int
 
@@ -38,6 +38,7 @@ class Plan:
         return self.weight_bytes + self.activation_bytes
 
     def rows(self) -> list[tuple[str, str]]:
+        """Names and values to be read by people."""
         memory, weights, activations, disk, free = (
             f"{count / GIGABYTE:.1f} GiB"
             for count in (
@@ -78,7 +79,7 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
         count = sum(min(n, settings.data.shots) for n in per_class.values())
     optim = settings.optim
     averaged = bool(optim.ema_decay)
-    own = settings.optim.batch_size // settings.run.processes
+    clips_of_process = optim.batch_size // settings.run.processes
     folder = next(
         p for p in (settings.folder.absolute(), *settings.folder.absolute().parents) if p.exists()
     )
@@ -91,7 +92,9 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
         tunable=tunable,
         steps=steps_per_epoch(settings, count) * optim.epochs,
         weight_bytes=4 * (total * (2 if averaged else 1) + 3 * tunable),
-        activation_bytes=activation_bytes(settings.model, own, settings.run.checkpointing),
+        activation_bytes=activation_bytes(
+            settings.model, clips_of_process, settings.run.checkpointing
+        ),
         state_bytes=2 * 4 * tunable * (4 if averaged else 3),
         checkpoint_bytes=2 * stored * (2 if settings.model.train_base else 4),
         free_bytes=shutil.disk_usage(folder).free,
@@ -99,10 +102,10 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
 
 
 def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = False) -> int:
-    """What autograd keeps of one pass of ``clips`` clips, float32, by its own count.
+    """Bytes that autograd keeps of one forward pass of ``clips`` clips, in float32.
 
-    The pass runs on the meta device: every kernel says what it would keep, none is computed. Label
-    texts are left out: they are few beside the clips' tokens.
+    The pass runs on the meta device: autograd saves tensors as in training, and nothing is
+    computed. Label texts are left out: they are few beside the tokens of the clips.
     """
     with torch.device("meta"):
         model = PeVL(config).train()
@@ -112,18 +115,39 @@ def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = Fals
             torch.zeros(clips, config.pose_frames, config.joints, 3) if config.pose else None,
         )
     model.checkpointing = checkpointing
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own and storage._cdata not in kept:
+        if storage._cdata not in parameters and storage._cdata not in kept:
             kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # or its number would be given out again
+            alive.append(tensor)  # or its address would be used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         features = model.encode(batch)
     assert features is not None
     return sum(kept.values())
+
+
+def memory_hints(settings: TrainSettings, processes: int, precision: str) -> str:
+    """The message when the memory is too small: which options need less of it."""
+    optim = settings.optim
+    half = optim.batch_size // (2 * processes) * processes
+    hints = []
+    if half >= 2:
+        more = optim.accumulate * optim.batch_size // half
+        hints.append(f"--set optim.batch_size={half} --set optim.accumulate={more}")
+    if not settings.run.checkpointing:
+        hints.append("--set run.checkpointing=true (a fifth of the memory for activations)")
+    if precision == "fp32":
+        hints.append("--precision bf16 (half of the memory for activations)")
+    if not hints:
+        hints.append("--config mini, or a GPU with more memory")
+    return (
+        f"the memory is too small for {optim.batch_size} clips at a time; try "
+        + ", or ".join(hints)
+        + "."
+    )

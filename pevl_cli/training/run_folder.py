@@ -1,4 +1,4 @@
-"""A training run's folder: the state that it is continued from, and what it was made of."""
+"""A training run's folder: the files of its state, its settings and its facts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pevl_cli.errors import PevlError
 from pevl_cli.training.settings import TrainSettings
 
 STATE, OLDER_STATE = "state.pt", "state.older.pt"
-REPLACED_STATE = "state.replaced.pt"  # of a run that another one was begun over
-# Of settings: what may differ when a run is continued, as it changes no weight.
+REPLACED_STATE = "state.replaced.pt"  # of a run in whose folder another one was begun
+# Settings that may differ when a run is continued, as they change no weight.
 FREE = {
     "run": {"device", "out", "tracker", "save_minutes"},
     "data": {"workers", "cache_gb", "check"},
@@ -32,59 +32,62 @@ FREE = {
 
 
 def has_state(folder: Path) -> bool:
+    """Whether there is a run to continue in a folder."""
     return any((folder / name).is_file() for name in (STATE, OLDER_STATE))
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a run's state; the one before it stays beside it, whatever happens meanwhile."""
+    """Write a run's state; the one before it is kept as the older one, also if this fails."""
     target, older = folder / STATE, folder / OLDER_STATE
     with write_aside(target) as temporary:
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
                 file.flush()
-                os.fsync(file.fileno())  # before the older one is let go, also if power is
-        except RuntimeError as error:  # torch's writer tells a full disk so
+                os.fsync(file.fileno())  # first, so that a power cut loses neither
+        except RuntimeError as error:  # torch's writer raises it for a full disk
             raise PevlError(
                 f"{target}: the run's state cannot be written; is the disk full? "
-                "What was saved before is still there."
+                "The state saved before is kept: free some space, then use --resume."
             ) from error
         if target.exists():
             target.replace(older)
 
 
 def archive_state(folder: Path) -> None:
-    """A new run does not take up, and does not lose, what another one left in its folder."""
+    """Rename the state of an earlier run, so that a new one in its folder does not continue it."""
     (folder / OLDER_STATE).unlink(missing_ok=True)
     if (folder / STATE).exists():
         (folder / STATE).replace(folder / REPLACED_STATE)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """The newest state of a run that can be read; PevlError when there is none.
+def load_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest state of a run that can be read, and its file; PevlError when there is none.
 
-    A damaged one is put aside, or the next save would move it into the place of the good one.
+    A damaged one is renamed: the next save would otherwise replace the good older one by it.
     """
     for rest in folder.glob(f".{STATE}.*.tmp"):  # of a run that was killed while writing
         rest.unlink(missing_ok=True)
-    problem = "there is none"
+    problem = f"no {STATE}"
     for name in (STATE, OLDER_STATE):
         file = folder / name
         if not file.is_file():
             continue
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             problem = f"{name} is damaged: {str(error).splitlines()[0][:80]}"
-            warnings.warn(f"{folder}: {problem}; looking for an older one", stacklevel=2)
+            warnings.warn(f"{folder}: {problem}; trying the one before it", stacklevel=2)
             file.replace(file.with_suffix(".damaged"))
             continue
-        return state
-    raise PevlError(f"{folder}: no state of the run can be read ({problem}).")
+        return file, state
+    raise PevlError(
+        f"{folder}: no state of the run can be read ({problem}); start anew without --resume."
+    )
 
 
 def fixed_settings(settings: TrainSettings) -> dict[str, str]:
-    """The settings that decide the weights, flat: what a continued run must have the same."""
+    """By dotted name, the settings that decide the weights: those a continued run must keep."""
     flat = {}
     for section, values in settings.model_dump(mode="json").items():
         if not isinstance(values, dict):
@@ -97,8 +100,8 @@ def fixed_settings(settings: TrainSettings) -> dict[str, str]:
 
 
 def data_hash(manifest: Manifest) -> str:
-    """Hash of what is trained on: clips by their place in the set, their labels and splits; and,
-    after a hyphen, of the labels' texts.
+    """Hash of a data set: its clips by relative path, with labels and splits; and, after a hyphen,
+    of the labels' texts.
     """
     root = manifest.source if manifest.source.is_dir() else manifest.source.parent
     digest = hashlib.blake2b(digest_size=8)
@@ -111,7 +114,7 @@ def data_hash(manifest: Manifest) -> str:
 
 
 def write_facts(folder: Path, settings: TrainSettings, facts: dict[str, object]) -> None:
-    """The whole config, to be given to --config again, and all else that was true of the run."""
+    """Write settings.yaml, which --config takes again, and run.json: ``facts`` and versions."""
     with write_aside(folder / "settings.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8"

@@ -1,6 +1,6 @@
 """Every option of a training run, in one validated tree: a preset, a YAML file, then the flags.
 
-Imports neither torch nor rich, so that a mistyped option is told before anything slow is loaded.
+Imports neither torch nor rich, so that a mistyped option is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -22,40 +22,43 @@ from pevl_cli.model.config import CONFIGS, ModelConfig
 
 
 class OptimSettings(Section):
-    """How the weights move. The defaults are the paper's (Sec. 4.1) where it says."""
+    """How the weights are trained. The defaults are the paper's (Sec. 4.1) where it gives them:
+    epochs, batch size, learning rate, weight decay and warm-up."""
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(8, ge=2)  # clips contrasted with each other, over all processes
-    accumulate: int = Field(1, ge=1)  # batches a step
-    lr: float = Field(8e-6, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_epochs: float = Field(3.0, ge=0)
-    min_steps: int = Field(150, ge=0)  # over all epochs: a few clips are gone through more often
-    ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 = off; else averaged weights are kept and tested
+    accumulate: int = Field(1, ge=1)  # batches a step of the optimiser
+    lr: float = Field(8e-6, gt=0)  # the highest learning rate, at the end of the warm-up
+    weight_decay: float = Field(0.05, ge=0)  # of matrices only
+    warmup_epochs: float = Field(3.0, ge=0)  # of linear rise; a cosine down to 0 follows
+    min_steps: int = Field(150, ge=0)  # over all epochs: few clips are shown more often an epoch
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of averaged weights, which are tested; 0 = none
     balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally often, 1 = classes equally often
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(1.0, gt=0)  # longest gradient
     patience: int = Field(0, ge=0)  # epochs without a better validation before stopping; 0 = never
 
 
 class RunSettings(Section):
-    """Where it runs, and what it leaves behind."""
+    """Where a run computes, and what it writes."""
 
-    out: Path | None = None  # None = runs/DATASET-MODEL
+    out: Path | None = None  # its folder; None = runs/DATASET-CONFIG
     seed: int = Field(0, ge=0)
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N; auto = the first GPU, else the CPU
     processes: int = Field(1, ge=1)  # GPUs of this machine, or processes on its CPU
-    precision: Precision = "auto"
-    pose_weights: Path | None = None
-    compile: bool = False  # measured: slower on a CPU, see benchmarks/README.md
-    checkpointing: bool = False  # less memory for about a third more time
+    precision: Precision = "auto"  # auto = bf16 where the hardware computes in it, else fp32
+    pose_weights: Path | None = None  # of the pose detector; None = the bundled ones
+    compile: bool = False  # by torch.compile; measured: slower on a CPU, see benchmarks/README.md
+    checkpointing: bool = False  # recompute activations: less memory, about a third more time
     tracker: Tracker = "tensorboard"
-    save_minutes: float = Field(10.0, ge=0)  # the state is kept every epoch, and so often within
+    save_minutes: float = Field(10.0, ge=0)  # between saved states within an epoch
 
 
 class TrainSettings(Section):
+    """All options of a training run."""
+
     model: ModelConfig
-    init: str | None = None  # checkpoint to start from
-    clip: str | None = None  # CLIP's weights: NAME:TAG of open_clip, or a file
+    init: str | None = None  # checkpoint to start from: its folder, or a bundled one's name
+    clip: str | None = None  # weights of model.base clip: NAME:TAG of open_clip, or a file
     data: DataSettings
     optim: OptimSettings = OptimSettings()
     augment: Augmentation = Augmentation()
@@ -77,12 +80,13 @@ class TrainSettings(Section):
 
     @property
     def folder(self) -> Path:
+        """The folder of the run: `run.out`, or one named by data set and config."""
         named = known_name(self.data.dataset) if self.data.root is not None else None
         name = f"{named or self.data.dataset.resolve().stem}-{self.model.name}"
         return self.run.out or Path("runs") / name
 
 
-# What differs from the paper's recipe for a model that starts from nothing.
+# What differs from the paper's recipe, by the name of the config.
 PRESETS: dict[str, dict[str, Any]] = {
     "mini": {
         "optim": {
@@ -108,9 +112,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 
-# Of a new `mini` that sees poses alone. Attention over joints learns the people of a few hundred
-# clips by heart, and the maximum finds the moment that tells strokes apart: benchmarks/README.md.
+# Of a new `mini` that sees poses alone. Attention over joints overfits to the people of a few
+# hundred clips, and the maximum finds the moment that tells strokes apart: benchmarks/README.md.
 POSE_ONLY = {"pose_layers": 0, "pose_pool": "max"}
+
+# Options of commit 4854232 and before, and what to write now; for this release.
+OLD_NAMES = {
+    "augment.joint_loss": "augment.joint_dropout",
+    "augment.stream_loss": "augment.stream_dropout",
+    "model.both_ways": "model.flip_at_test",
+    "model.lacking_joints": "model.allow_missing_joints",
+    "model.frozen_base": "model.train_base, which is the opposite",
+    "model.video_temporal": None,
+}
+OLD_VALUES = {"model.stem=conv3d", "model.class_token=patches", "model.crop=actor"}
+OLD_COMMIT = "4854232"  # the last one that had them
 
 
 def load_settings(
@@ -125,22 +141,17 @@ def load_settings(
     the named one (that of ``init``); without a name it is the preset of ``base``, else `mini`.
     UsageError names what is unknown, with the nearest name, or what has a wrong value.
     """
-    usual = base.name if base is not None else "mini"
-    config = config or usual
-    named = str(config) in CONFIGS
-    said = {"model": {"name": str(config)}} if named else _read_yaml(Path(config))
+    default = base.name if base is not None else "mini"
+    config = config or default
+    overrides = (
+        {"model": {"name": str(config)}} if str(config) in CONFIGS else _read_yaml(Path(config))
+    )
     for key, value in (given or {}).items():
-        _put(said, key, value)
+        _put(overrides, key, value)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {assignment}: KEY=VALUE is needed, such as optim.lr=1e-4.")
-        try:
-            _put(said, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment}: the value cannot be read.") from error
-    model = said.get("model")
-    name = model.get("name", usual) if isinstance(model, dict) else usual
+        _put(overrides, *_parse_assignment(assignment))
+    model = overrides.get("model")
+    name = model.get("name", default) if isinstance(model, dict) else default
     if base is None and name not in CONFIGS:
         raise UsageError(f"model.name '{name}': one of {', '.join(CONFIGS)} is needed.")
     if base is not None and name != base.name:
@@ -148,20 +159,29 @@ def load_settings(
     start = base or CONFIGS[name]
     if base is None and isinstance(model, dict) and model.get("video") is False:
         start = for_pose_only(start)
-    tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, said)
+    tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, overrides)
     try:
         return TrainSettings.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(_told(error)) from error
+        raise UsageError(_message(error)) from error
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {assignment}: KEY=VALUE is needed, such as optim.lr=1e-4.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment}: the value cannot be read.") from error
 
 
 def for_pose_only(config: ModelConfig) -> ModelConfig:
-    """The config of a new model that sees no video."""
+    """The config of a new model that sees no video; options that were chosen are kept."""
     changes: dict[str, object] = {"video": False}
     if config.name in PRESETS and config.pose_features == "body":
-        usual = CONFIGS[config.name]
-        # What was chosen stays.
-        changes |= {k: v for k, v in POSE_ONLY.items() if getattr(config, k) == getattr(usual, k)}
+        preset = CONFIGS[config.name]
+        changes |= {k: v for k, v in POSE_ONLY.items() if getattr(config, k) == getattr(preset, k)}
     return config.model_copy(update=changes)
 
 
@@ -209,23 +229,39 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _told(error: ValidationError) -> str:
+def _message(error: ValidationError) -> str:
     """The first thing wrong, as one sentence."""
     first = error.errors()[0]
     path = [str(p) for p in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, known_keys(), 1, cutoff=0.5)
-        last = [k for k in known_keys() if k.split(".")[-1] == path[-1]]
-        nearest = (last or close)[:1]
-        hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        return f"there is no option {key}.{hint}"
+        return f"there is no option {key}{_hint(key)}"
     if first["type"] == "missing":
         return f"{key} is needed."
-    message = first["msg"].removeprefix("Value error, ")
+    if f"{key}={first['input']}" in OLD_VALUES:
+        return (
+            f"{key}={first['input']} was removed: nobody measured a gain by it. The last commit "
+            f"that has it is {OLD_COMMIT}."
+        )
+    reason = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f" ({given!r} was given)" if isinstance(given, str | int | float) else ""
-    return f"{key or 'settings'}: {message[0].lower() + message[1:]}{shown}."
+    return f"{key or 'settings'}: {reason[0].lower() + reason[1:]}{shown}."
+
+
+def _hint(key: str) -> str:
+    """What to write in place of an unknown option; ends the sentence."""
+    last = key.rpartition(".")[2]
+    old = [name for name in OLD_NAMES if name == key or name.endswith(f".{key}")]
+    if old:
+        new = OLD_NAMES[old[0]]
+        if new is None:
+            return f" any more: it was removed. The last commit that has it is {OLD_COMMIT}."
+        return f" any more: use {new}."
+    close = difflib.get_close_matches(key, known_keys(), 1, cutoff=0.5)
+    same = [name for name in known_keys() if name.rpartition(".")[2] == last]
+    nearest = (same or close)[:1]
+    return f". Did you mean {nearest[0]}?" if nearest else "."
 
 
 def known_keys() -> list[str]:

@@ -1,10 +1,6 @@
-"""Training: the paper's recipe for models on CLIP, a short one for `mini` from scratch.
+"""What one call of `pevl train` does: read the data, build the model, check the clips, train.
 
-Lightning Fabric is the engine: devices, precision, processes, trackers. It was chosen over
-Accelerate because its gathering keeps gradients (the contrast needs all processes' clips), it
-starts the processes of one machine itself, and it keeps no state outside its own object.
-
-Knows nothing about consoles: progress goes to a callback, results come back as facts.
+Progress goes to a callback and results come back as facts; nothing is printed.
 """
 
 from __future__ import annotations
@@ -12,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,27 +17,38 @@ from lightning_fabric import Fabric
 from pevl_cli import __version__
 from pevl_cli.data.clips import GIGABYTE, Clips, LeftOut, write_left_out
 from pevl_cli.data.dataset import read_data
+from pevl_cli.data.loader import worker_count, worker_errors
 from pevl_cli.data.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.hardware import choose_device
-from pevl_cli.model import checkpoint
-from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.pose.skeletons import LAYOUTS, to_layout
-from pevl_cli.training import run_folder as run
+from pevl_cli.training import run_folder
 from pevl_cli.training.build import make_model
-from pevl_cli.training.engine import _fabric
+from pevl_cli.training.engine import make_fabric
+from pevl_cli.training.plan import memory_hints
+from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings, for_pose_only
-from pevl_cli.training.trainer import Event, Listener, Result, Trainer, _nobody
+from pevl_cli.training.state import TrainState
+from pevl_cli.training.trainer import Trainer
 
-# More clips than this are not all decoded before training begins; see `data.check`.
+# With `data.check` auto, at most so many clips are decoded before training begins.
 DECODED_AT_MOST = 2000
+
+
+@dataclass(frozen=True)
+class Source:
+    """What samples are made of. ``detector`` is None where poses are stored or not wanted."""
+
+    manifest: Manifest
+    poses: PoseStore | None
+    detector: PoseDetector | None
 
 
 def train(
     settings: TrainSettings,
-    listener: Listener = lambda event: None,
+    listener: Listener = ignore_event,
     resume: bool = False,
     manifest: Manifest | None = None,
     poses: PoseStore | None = None,
@@ -48,80 +56,75 @@ def train(
     """Train a model and write `best/`, `last/` and the facts of the run into its folder.
 
     ``resume`` continues the run in that folder; ``manifest`` and ``poses`` are what the settings
-    name, if that was read before. KeyboardInterrupt ends training early and still
-    leaves both checkpoints. PevlError says why it cannot be done.
+    name, if they were read before. KeyboardInterrupt ends training early and still leaves both
+    checkpoints. PevlError says why it cannot be done. Seeds torch's global random generator.
     """
     manifest = manifest or read_data(settings.data, settings.run.seed)
     poses = poses or stored_poses_of(settings, manifest)
-    settings = fitted(settings, manifest, poses)
-    detector = None
-    config = settings.model
-    if poses is None and (config.pose or config.crop != "full"):
-        detector = PoseDetector(
-            settings.run.pose_weights, device=choose_device(settings.run.device)
-        )
-        detector.digest()  # weights that cannot be had are told once, not for each clip
+    settings = adapt_settings(settings, manifest, poses)
+    source = Source(manifest, poses, _make_detector(settings, poses))
     folder = settings.folder
-    try:  # told now, not after an hour
+    try:  # before anything slow
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{folder}: not a folder to write to ({error.strerror}).") from error
-    if resume and not run.has_state(folder):
-        raise PevlError(f"{folder}: there is no run to continue in it (no {run.STATE}).")
+    if resume and not run_folder.has_state(folder):
+        raise PevlError(f"{folder}: there is no run to continue in it (no {run_folder.STATE}).")
     model, base = make_model(settings, manifest.labels)
-    fabric = _fabric(settings)
+    fabric = make_fabric(settings)
     fabric.launch()
     if fabric.global_rank:
-        listener = _nobody
+        listener = ignore_event
     try:
-        return _train(settings, manifest, poses, detector, model, base, fabric, listener, resume)
+        train_clips, val_clips, left_out = _check_clips(settings, source, fabric, listener)
+        torch.manual_seed(settings.run.seed)
+        facts = _facts(settings, source, train_clips, val_clips, left_out)
+        trainer = Trainer(model, manifest.labels, settings, fabric, listener, base, facts)
+        result = _fit(trainer, train_clips, val_clips, resume)
     except BaseException:
         # The processes started for this run would wait for this one.
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.terminate()
         raise
-
-
-def _train(
-    settings: TrainSettings,
-    manifest: Manifest,
-    poses: PoseStore | None,
-    detector: PoseDetector | None,
-    model: PeVL,
-    base: checkpoint.Base | None,
-    fabric: Fabric,
-    listener: Listener,
-    resume: bool,
-) -> Result:
-    """What each process does once it knows the others."""
-    folder = settings.folder
-    train_clips, val_clips, left_out = _clips(settings, manifest, poses, detector, fabric, listener)
-    torch.manual_seed(settings.run.seed)
-    bad = {clip.item for clip in left_out}
-    readable = [i for i in usable(manifest.items, poses) if i not in bad]
-    incomplete = manifest.incomplete(readable, ("train", "val"))
-    facts = _facts(settings, manifest, poses, detector, train_clips, val_clips)
-    facts["incomplete"] = incomplete
-    trainer = Trainer(model, manifest.labels, settings, fabric, listener)
-    if resume:
-        trainer.resume(folder)
-    elif fabric.is_global_zero:
-        run.archive_state(folder)
-    if fabric.is_global_zero:
-        run.write_facts(folder, settings, facts)
-    try:
-        result = trainer.fit(train_clips, val_clips, folder, base, facts)
-    except RuntimeError as error:
-        full = isinstance(error, torch.OutOfMemoryError)
-        if not full and "allocate memory" not in str(error):  # so the CPU's allocator says it
-            raise
-        raise PevlError(trainer.how_to_need_less_memory()) from error
-    result.left_out, result.incomplete = left_out, incomplete
+    result.left_out, result.incomplete = left_out, str(facts["incomplete"])
     return result
 
 
+def _make_detector(settings: TrainSettings, poses: PoseStore | None) -> PoseDetector | None:
+    config, run = settings.model, settings.run
+    if poses is not None or not (config.pose or config.crop != "full"):
+        return None
+    detector = PoseDetector(run.pose_weights, device=choose_device(run.device))
+    detector.digest()  # weights that cannot be had are one error, not one for each clip
+    return detector
+
+
+def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -> Result:
+    """Continue the run in its folder or begin one, write its facts, and train."""
+    settings, fabric = trainer.settings, trainer.fabric
+    state = None
+    if resume:
+        with fabric.rank_zero_first(local=True):  # the first one renames a damaged state
+            state = TrainState.load(settings.folder)
+        state.check_settings(run_folder.fixed_settings(settings))
+        state.check_conditions(trainer.conditions(train_clips))
+    if fabric.is_global_zero:
+        if state is None:
+            run_folder.archive_state(settings.folder)
+        run_folder.write_facts(settings.folder, settings, trainer.facts)
+    try:
+        with worker_errors():
+            return trainer.fit(train_clips, val_clips, state)
+    except RuntimeError as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if not full and "allocate memory" not in str(error):  # the message of the CPU's allocator
+            raise
+        hints = memory_hints(settings, fabric.world_size, trainer.precision)
+        raise PevlError(hints) from error
+
+
 def stored_poses_of(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
-    """The poses found before: those that are named, else those that come with the data set."""
+    """The stored poses that the settings name, else those that come with the data set."""
     named = settings.data.poses
     source = named or (None if settings.run.pose_weights is not None else manifest.poses)
     if source is None or not settings.model.pose:
@@ -129,9 +132,14 @@ def stored_poses_of(settings: TrainSettings, manifest: Manifest) -> PoseStore | 
     return read_poses(source, settings.data.layout)
 
 
-def fitted(settings: TrainSettings, manifest: Manifest, poses: PoseStore | None) -> TrainSettings:
-    """Settings with a model that takes what there is: no video where none is on disk, and joints
-    of the recorded poses' layout where the usual one cannot be had from it.
+def adapt_settings(
+    settings: TrainSettings, manifest: Manifest, poses: PoseStore | None
+) -> TrainSettings:
+    """Settings with a model for the data at hand.
+
+    Without video where no clip has one on disk, and with the layout of the stored poses where the
+    model's cannot be had from it. PevlError where neither videos nor poses are on disk, or a
+    checkpoint to start from does not fit the poses.
     """
     config = settings.model
     if not manifest.has_videos:
@@ -145,8 +153,8 @@ def fitted(settings: TrainSettings, manifest: Manifest, poses: PoseStore | None)
     if poses is not None and len(poses):
         layout = poses.layout()
         try:
-            nobody = np.zeros((1, len(LAYOUTS[layout].names), 3))
-            to_layout(nobody, layout, config.layout, config.allow_missing_joints)
+            unseen = np.zeros((1, len(LAYOUTS[layout].names), 3))
+            to_layout(unseen, layout, config.layout, config.allow_missing_joints)
         except PevlError:
             if settings.init is not None:
                 raise
@@ -155,51 +163,46 @@ def fitted(settings: TrainSettings, manifest: Manifest, poses: PoseStore | None)
     return settings.model_copy(update={"model": config})
 
 
-def without_poses(items: Sequence[Item], poses: PoseStore | None) -> int:
-    """How many clips with a video have no poses among those that were found before."""
+def count_without_poses(items: Sequence[Item], poses: PoseStore | None) -> int:
+    """How many clips with a video on disk have no stored poses; 0 where none are stored."""
     if poses is None:
         return 0
     return sum(item.on_disk and poses.find(item.name) is None for item in items)
 
 
-def usable(items: Sequence[Item], poses: PoseStore | None) -> list[Item]:
-    """Those of which there is a video, or poses."""
+def readable_items(items: Sequence[Item], poses: PoseStore | None) -> list[Item]:
+    """Those with a video on disk, or stored poses."""
     return [i for i in items if i.on_disk or (poses is not None and poses.find(i.name) is not None)]
 
 
-def _clips(
-    settings: TrainSettings,
-    manifest: Manifest,
-    poses: PoseStore | None,
-    detector: PoseDetector | None,
-    fabric: Fabric,
-    listener: Listener,
+def _check_clips(
+    settings: TrainSettings, source: Source, fabric: Fabric, listener: Listener
 ) -> tuple[Clips, Clips, list[LeftOut]]:
-    """Training and validation clips, those that cannot be read left out."""
-    data, names = settings.data, manifest.labels.names
+    """Training and validation clips, and those that cannot be read, which are left out."""
+    data, manifest = settings.data, source.manifest
     splits = [
         Clips(
-            usable(manifest.of(split), poses),
-            names,
+            readable_items(manifest.of(split), source.poses),
+            manifest.labels.names,
             settings.model,
-            detector,
+            source.detector,
             data.cache_gb * GIGABYTE,
-            poses,
+            source.poses,
         )
         for split in ("train", "val")
     ]
     total = sum(len(clips) for clips in splits)
     decode = data.check == "decode" or (data.check == "auto" and total <= DECODED_AT_MOST)
     left_out: list[LeftOut] = []
-    # One process of a machine looks, the others find its entries in the cache.
+    # One process of a machine decodes, the others read its entries in the cache.
     with fabric.rank_zero_first(local=True):
         done = 0
         for clips in splits:
-            count = len(clips)
-            before = done
+            count, before = len(clips), done
             left_out += clips.check(
                 lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
-                decode=decode,
+                worker_count(data.workers, fabric.device.type),
+                decode,
             )
             done += count
     train_clips, val_clips = splits
@@ -223,19 +226,21 @@ def _clips(
 
 def _facts(
     settings: TrainSettings,
-    manifest: Manifest,
-    poses: PoseStore | None,
-    detector: PoseDetector | None,
+    source: Source,
     train_clips: Clips,
     val_clips: Clips,
+    left_out: Sequence[LeftOut],
 ) -> dict[str, object]:
-    """What a checkpoint tells of its making."""
+    """What a checkpoint and run.json say of how it was trained."""
+    manifest, poses, detector = source.manifest, source.poses, source.detector
+    unreadable = {clip.item for clip in left_out}
+    readable = [i for i in readable_items(manifest.items, poses) if i not in unreadable]
     return {
         "pevl": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.run.device}",
         "data": manifest.title,
-        "data_hash": run.data_hash(manifest),
+        "data_hash": run_folder.data_hash(manifest),
         "train_clips": len(train_clips),
         "val_clips": len(val_clips),
         "init": settings.init,
@@ -247,4 +252,5 @@ def _facts(
         "hold_out": settings.data.hold_out,
         "pose_weights": detector.digest() if detector is not None else None,
         "poses": poses.digest() if poses is not None else None,
+        "incomplete": manifest.incomplete(readable, ("train", "val")),
     }

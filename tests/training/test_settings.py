@@ -1,4 +1,4 @@
-"""The config of a run: what wins over what, and how mistakes are told."""
+"""The config of a run: what wins over what, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from pevl_cli.errors import UsageError
 from pevl_cli.model.config import CONFIGS
-from pevl_cli.training.settings import TrainSettings, known_keys, load_settings
+from pevl_cli.training.settings import OLD_NAMES, TrainSettings, known_keys, load_settings
 
 DATA = {"data.dataset": "clips"}
 
@@ -47,7 +47,7 @@ def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("optim.lrr=1", "Did you mean optim.lr?"),
         ("optim.epoch=1", "Did you mean optim.epochs?"),
@@ -65,18 +65,28 @@ def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
         ("optim.lr.deep=1", "no section"),
         ("model.video=false", ""),
         ("model.heads=3", "heads must divide"),
+        ("augment.joint_loss=0.1", "any more: use augment.joint_dropout."),
+        ("augment.stream_loss=0.1", "any more: use augment.stream_dropout."),
+        ("joint_loss=0.1", "no option joint_loss any more: use augment.joint_dropout."),
+        ("model.both_ways=false", "use model.flip_at_test."),
+        ("model.lacking_joints=true", "use model.allow_missing_joints."),
+        ("model.frozen_base=false", "use model.train_base, which is the opposite."),
+        ("model.video_temporal=true", "it was removed. The last commit that has it is 4854232."),
+        ("model.stem=conv3d", "model.stem=conv3d was removed"),
+        ("model.class_token=patches", "model.class_token=patches was removed"),
+        ("model.crop=actor", "model.crop=actor was removed"),
     ],
 )
-def test_a_wrong_option_is_told(assignment: str, said: str) -> None:
+def test_a_wrong_option_is_refused(assignment: str, message: str) -> None:
     given = DATA | {"model.pose": False} if "video" in assignment else dict(DATA)
     given["optim.lr"] = 1e-3
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         load_settings("mini", given, [assignment])
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("optim: {lr: 1", "not YAML"),
         ("- a\n- b\n", "sections"),
@@ -87,17 +97,40 @@ def test_a_wrong_option_is_told(assignment: str, said: str) -> None:
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
-def test_a_wrong_file_is_told(tmp_path: Path, content: str, said: str) -> None:
+def test_a_wrong_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(content)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         load_settings(file)
-    assert said in str(told.value)
+    assert message in str(error.value)
 
 
 def test_a_name_that_is_nearly_right() -> None:
     with pytest.raises(UsageError, match="did you mean 'vit-b-16'"):
         load_settings("vit-b16", DATA)
+
+
+def test_an_old_name_in_a_file_gives_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("model: {name: mini, frozen_base: false}\ndata: {dataset: d}\n")
+    with pytest.raises(UsageError, match=r"no option model.frozen_base any more: use model.train_"):
+        load_settings(file)
+
+
+def test_the_new_names_exist() -> None:
+    assert {new.partition(",")[0] for new in OLD_NAMES.values() if new} <= set(known_keys())
+    assert not OLD_NAMES.keys() & set(known_keys())
+
+
+def test_a_model_from_nothing_takes_no_clip_weights() -> None:
+    """It would be trained from random weights, whatever --clip says."""
+    given = DATA | {"clip": "ViT-B-16:openai"}
+    with pytest.raises(UsageError, match="set train_base=true"):
+        load_settings("vit-b-16", given, ["model.base=none"])
+    with pytest.raises(UsageError, match=r"base 'none' \('vit-b-16'\) takes no CLIP weights"):
+        load_settings("vit-b-16", given, ["model.base=none", "model.train_base=true"])
+    trained = load_settings("vit-b-16", given, ["model.train_base=true"])
+    assert trained.model.base == "clip" and trained.model.train_base
 
 
 def test_every_option_can_be_named() -> None:

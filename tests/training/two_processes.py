@@ -1,6 +1,6 @@
 """One step's loss and gradients, computed by one process or by several: a script for a test.
 
-python tests/two_processes.py PROCESSES OUT.pt
+python tests/training/two_processes.py PROCESSES OUT.pt
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tiny import LABELS, ON_CLIP, J, S, T, stir, tiny_config
 
 from pevl_cli.data.batches import BatchPlan
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
-from pevl_cli.training.engine import _fabric
+from pevl_cli.training.engine import make_fabric
 from pevl_cli.training.settings import load_settings
 from pevl_cli.training.trainer import Trainer
 
@@ -38,7 +41,7 @@ def main(processes: int, target: Path) -> None:
         },
         base=config,
     )
-    fabric = _fabric(settings)
+    fabric = make_fabric(settings)
     fabric.launch()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -50,9 +53,9 @@ def main(processes: int, target: Path) -> None:
     points = torch.rand(CLIPS, S, J, 2, generator=generator)
     visible = (torch.rand(CLIPS, S, J, 1, generator=generator) > 0.15).float()
     has_video = torch.tensor([True] * (CLIPS - 1) + [False])
-    order = BatchPlan([0, 1, 2, 0, 1, 2, 0, 1], CLIPS, 1, 1, 0.0, 0)
-    own = CLIPS // fabric.world_size
-    places = order.batch(1, 0)[fabric.global_rank * own :][:own]
+    plan = BatchPlan([0, 1, 2, 0, 1, 2, 0, 1], CLIPS, 1, 1, 0.0, 0)
+    part = CLIPS // fabric.world_size
+    places = plan.batch(1, 0)[fabric.global_rank * part :][:part]
     chosen = torch.tensor([place.clip for place in places])
     joints = torch.cat([points * visible, visible], -1)
     batch = Batch(frames[chosen], joints[chosen], has_video[chosen])
@@ -63,9 +66,10 @@ def main(processes: int, target: Path) -> None:
         gradients.update({k: p.grad.clone() for k, p in named if p.grad is not None})
 
     trainer.optimiser.register_step_pre_hook(keep)
-    loss, hits, _ = trainer._step(iter([batch]), order, 1, 0)
+    step = trainer.step(iter([batch]), plan, 1, 0)
     if fabric.is_global_zero:
-        torch.save({"loss": loss, "hits": hits, "gradients": gradients}, target)
+        content = {"loss": step.loss, "hits": (step.right, step.clips), "gradients": gradients}
+        torch.save(content, target)
 
 
 if __name__ == "__main__":
