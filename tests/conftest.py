@@ -114,7 +114,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             joints[0, :, 0], joints[0, :, 1] = left + 30, np.linspace(20, 110, 17)
             yield i, frame, box, joints
 
-    monkeypatch.setattr(PoseDetector, "_detect", detect)
+    monkeypatch.setattr(PoseDetector, "detect", detect)
     return path
 
 

@@ -442,6 +442,7 @@ def test_labels_that_name_a_side_are_never_mirrored(
     assert trainer.augmentation.mirror is mirrors
 
 
+@pytest.mark.slow
 def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
     shared: Path, pose_weights: Path
 ) -> None:
