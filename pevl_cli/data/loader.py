@@ -119,7 +119,7 @@ def worker_errors() -> Iterator[None]:
             raise
         raise PevlError(
             "a loader process ended before its time, perhaps for want of memory; hint: try fewer "
-            "--workers."
+            '--workers. (A script that asks for workers needs `if __name__ == "__main__":`.)'
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.loader import Loader, Unreadable
+from pevl_cli.data.loader import Loader
 from pevl_cli.data.samples import Sample
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import (
@@ -56,13 +56,9 @@ class Validator:
         labels: LabelSet,
         fabric: Fabric,
         precision: Callable[[], AbstractContextManager[None]],
-        workers: int = 0,
     ) -> None:
-        """``precision``: the context in which the model computes; ``workers`` as in `Loader`."""
+        """``precision`` gives the context in which the model computes."""
         self.labels, self.fabric, self.precision = labels, fabric, precision
-        self.workers = workers
-        self._clips: Clips | None = None  # those that the loader reads
-        self._loader: Loader[int, Sample]
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
@@ -99,9 +95,9 @@ class Validator:
         flip = flips_at_test(model, self.labels)
         values = torch.full((len(places), kinds, len(self.labels)), torch.nan)
         video = torch.full((len(places), model.config.embed_dim), torch.nan)
-        results = enumerate(self._read(clips, places))
-        while batch := list(islice(results, BATCH)):
-            samples = {row: sample for row, sample in batch if isinstance(sample, Sample)}
+        rows = enumerate(Loader(clips.__getitem__, places))
+        while group := list(islice(rows, BATCH)):
+            samples = {row: sample for row, sample in group if isinstance(sample, Sample)}
             if not samples:
                 continue
             with self.precision():
@@ -110,13 +106,6 @@ class Validator:
             if part.video_features is not None:
                 video[list(samples)] = part.video_features
         return Similarities(values, video)
-
-    def _read(self, clips: Clips, places: list[int]) -> Iterator[Sample | Unreadable]:
-        """The clips at these places; loader processes stay for the next validation."""
-        if self._clips is not clips:
-            self._clips = clips
-            self._loader = Loader(clips.__getitem__, places, self.workers, clips.detector)
-        return iter(self._loader)
 
     def _interleave(self, rows: Tensor) -> Tensor:
         """The rows of all processes, (n, …) each, in the order of the clips."""
