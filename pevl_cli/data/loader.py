@@ -121,7 +121,7 @@ def worker_errors() -> Iterator[None]:
             raise
         raise PevlError(
             "a loader process ended unexpectedly, perhaps because memory is too small; hint: try "
-            "fewer --workers."
+            'fewer --workers. (A script with workers needs `if __name__ == "__main__":`.)'
         ) from error
 
 

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from pevl_cli import __version__
 from pevl_cli.data.clips import GIBIBYTE, Clips, LeftOut, write_left_out
 from pevl_cli.data.dataset import read_data
+from pevl_cli.data.loader import worker_count, worker_errors
 from pevl_cli.data.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.hardware import choose_device
@@ -116,7 +117,8 @@ def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -
             run_folder.archive_state(settings.folder)
         run_folder.write_facts(settings.folder, settings, trainer.facts)
     try:
-        return trainer.fit(train_clips, val_clips, state)
+        with worker_errors():
+            return trainer.fit(train_clips, val_clips, state)
     except RuntimeError as error:
         full = isinstance(error, torch.OutOfMemoryError)
         if not full and "allocate memory" not in str(error):  # message of the CPU allocator
@@ -206,7 +208,8 @@ def _check_clips(
             count, before = len(clips), done
             left_out += clips.check(
                 lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
-                decode=decode,
+                worker_count(data.workers, fabric.device.type),
+                decode,
             )
             done += count
     train_clips, val_clips = splits

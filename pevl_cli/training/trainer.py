@@ -90,8 +90,7 @@ class Trainer:
         if settings.optim.ema_decay:
             average = get_ema_multi_avg_fn(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.workers = worker_count(settings.data.workers, self.fabric.device.type)
-        self.validator = Validator(labels, self.fabric, self.test_precision, self.workers)
+        self.validator = Validator(labels, self.fabric, self.test_precision)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
         self.prototypes: Tensor | None = None  # (C, e) of the current weights; None: not computed
@@ -140,8 +139,7 @@ class Trainer:
             progress = self.progress
         self._resumed_s, self._started_s = progress.seconds, time.monotonic()
         plan = self._batch_plan(train_clips)
-        augmented = AugmentedClips(train_clips, self.augmentation, self.settings.run.seed)
-        batches = load_batches(augmented, plan, self.workers)
+        batches = self._batches(train_clips, plan)
         if state is None:
             self._save_state()  # so that an interrupted first epoch can be continued
         interrupted = stopped_early = False
@@ -315,6 +313,11 @@ class Trainer:
         plan.start = self.progress.steps * optim.accumulate
         plan.rank, plan.world = self.fabric.global_rank, self.fabric.world_size
         return plan
+
+    def _batches(self, clips: Clips, plan: BatchPlan) -> Iterator[Batch]:
+        augmented = AugmentedClips(clips, self.augmentation, self.settings.run.seed)
+        workers = worker_count(self.settings.data.workers, self.fabric.device.type)
+        return load_batches(augmented, plan, workers)
 
     # -- what is stored -------------------------------------------------------------------------
 

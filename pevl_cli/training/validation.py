@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.loader import Loader, Unreadable
+from pevl_cli.data.loader import Loader
 from pevl_cli.data.samples import Sample
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import (
@@ -56,13 +56,9 @@ class Validator:
         labels: LabelSet,
         fabric: Fabric,
         precision: Callable[[], AbstractContextManager[None]],
-        workers: int = 0,
     ) -> None:
-        """``precision``: a context for the model's computation; ``workers`` as in `Loader`."""
+        """``precision``: a context for the model's computation."""
         self.labels, self.fabric, self.precision = labels, fabric, precision
-        self.workers = workers
-        self._clips: Clips | None = None  # the clips of the loader
-        self._loader: Loader[int, Sample]
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
@@ -102,9 +98,9 @@ class Validator:
         flip = flips_at_test(model, self.labels)
         values = torch.full((len(indices), kinds, len(self.labels)), torch.nan)
         video = torch.full((len(indices), model.config.embed_dim), torch.nan)
-        results = enumerate(self._read(clips, indices))
-        while batch := list(islice(results, BATCH)):
-            samples = {row: sample for row, sample in batch if isinstance(sample, Sample)}
+        rows = enumerate(Loader(clips.__getitem__, indices))
+        while group := list(islice(rows, BATCH)):
+            samples = {row: sample for row, sample in group if isinstance(sample, Sample)}
             if not samples:
                 continue
             with self.precision():
@@ -113,13 +109,6 @@ class Validator:
             if part.video_features is not None:
                 video[list(samples)] = part.video_features
         return Similarities(values, video)
-
-    def _read(self, clips: Clips, indices: list[int]) -> Iterator[Sample | Unreadable]:
-        """Read the clips; loader processes are kept for the next validation."""
-        if self._clips is not clips:
-            self._clips = clips
-            self._loader = Loader(clips.__getitem__, indices, self.workers, clips.detector)
-        return iter(self._loader)
 
     def _interleave(self, rows: Tensor) -> Tensor:
         """Join the rows (n, …) of all processes in the order of the clips."""

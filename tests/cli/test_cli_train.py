@@ -162,8 +162,8 @@ def test_ctrl_c_leaves_usable_checkpoints(dataset: Path, tmp_path: Path, events:
         assert recogniser.labels is not None
         similarities = recogniser.match([sample], recogniser.labels).values
         assert similarities[:, :1].isfinite().all()
-        # What clips look like is of the very weights, or left out.
-        assert (recogniser.familiarity is None) == (recogniser.model.prototypes is None)
+        # Prototypes are of the stored weights, or left out.
+        assert (recogniser.calibration.prototype is None) == (recogniser.model.prototypes is None)
 
 
 @pytest.mark.slow

@@ -217,6 +217,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_from_the_folder_to_figures(
     name: str, tmp_path: Path, film: Path, pose_weights: Path

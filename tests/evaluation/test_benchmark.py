@@ -212,6 +212,7 @@ def test_each_clip_has_a_name_of_its_own() -> None:
     assert [*clip_names(items).values()] == ["a/0.mp4", "a/0.mov", "a/0.mov #2", "a/1"]
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup_are_shown_as_they_are(
     make_video: MakeVideo, tmp_path: Path
 ) -> None:

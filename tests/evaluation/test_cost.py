@@ -11,6 +11,7 @@ from pevl_cli.model.config import CONFIGS
 from pevl_cli.model.pevl import PeVL
 
 
+@pytest.mark.slow
 def test_the_papers_model_costs_what_its_table_7_says() -> None:
     cost = compute_cost(CONFIGS["vit-b-16"], read_labels("diving48"))
     tunable = {part: count / 1e6 for part, count in cost.tunable.items()}
