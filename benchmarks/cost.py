@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from pevl_cli.evaluation.cost import cost_of
+from pevl_cli.evaluation.cost import compute_cost
 from pevl_cli.labels import read_labels
 from pevl_cli.model.config import CONFIGS
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", choices=sorted(CONFIGS))
     name = parser.parse_args().config
-    cost = cost_of(CONFIGS[name], read_labels("diving48"))
+    cost = compute_cost(CONFIGS[name], read_labels("diving48"))
     paper = name == "vit-b-16"
     print(f"{name}: {cost.parameters['all'] / 1e6:.1f} M parameters; tunable, in millions:")
     for part, count in cost.tunable.items():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pevl_cli.data.manifest import Manifest, read_manifest
-from pevl_cli.training.build import settings_for
+from pevl_cli.training.build import load_settings_with_init
 from pevl_cli.training.train import train
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -45,8 +45,8 @@ def main() -> None:
     base = out / "base"
     done = out / "base.json"
     if not done.exists():
-        given = {"optim.epochs": arguments.epochs, "run.out": base}
-        done.write_text(json.dumps(learn(arguments, out / "half0.csv", given)))
+        overrides = {"optim.epochs": arguments.epochs, "run.out": base}
+        done.write_text(json.dumps(learn(arguments, out / "half0.csv", overrides)))
         print(done.name, done.read_text(), flush=True)
     for seed in arguments.seeds:
         for shots in SHOTS:
@@ -54,7 +54,7 @@ def main() -> None:
                 target = out / f"{start}-{shots}-{seed}.json"
                 if target.exists():
                     continue
-                given = {
+                overrides = {
                     "data.shots": shots,
                     "optim.epochs": 6,
                     "optim.min_steps": arguments.steps,
@@ -62,7 +62,7 @@ def main() -> None:
                     "run.out": target.with_suffix(""),
                     **({"init": str(base / "last")} if start == "other" else {}),
                 }
-                target.write_text(json.dumps(learn(arguments, out / "half1.csv", given)))
+                target.write_text(json.dumps(learn(arguments, out / "half1.csv", overrides)))
                 shutil.rmtree(target.with_suffix(""))
                 print(target.name, target.read_text(), flush=True)
     print(
@@ -90,7 +90,7 @@ def write(target: Path, manifest: Manifest, names: set[str]) -> None:
 
 
 def learn(
-    arguments: argparse.Namespace, dataset: Path, given: dict[str, object]
+    arguments: argparse.Namespace, dataset: Path, overrides: dict[str, object]
 ) -> dict[str, float]:
     common = {
         "data.dataset": dataset,
@@ -99,7 +99,7 @@ def learn(
         "run.tracker": "none",
         "data.workers": 0,
     }
-    result = train(settings_for("mini", common | given))
+    result = train(load_settings_with_init("mini", common | overrides))
     if result.interrupted:
         raise KeyboardInterrupt
     assert result.last is not None

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data import extract
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import Item, read_manifest
@@ -94,7 +94,7 @@ def put_together(arguments: argparse.Namespace) -> None:
             workers=os.cpu_count() or 1,
             listener=_tell,
         )
-        print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.nobody}")
+        print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.without_person}")
         for item in items:
             if item.split in ("train", "val"):
                 path = f"{item.name}{item.path.suffix}"
@@ -102,8 +102,8 @@ def put_together(arguments: argparse.Namespace) -> None:
     for name in PICKLES:
         shutil.copy(data / name, poses)
         # Their val parts are measured on the pickles themselves.
-        rows += [_row(item) for item in read_pyskl(data / name, None, None).of("train")]
-    with write_aside(out / "clips.csv") as temporary, temporary.open("w", newline="") as file:
+        rows += [_row(item) for item in read_pyskl(data / name, None, None).in_split("train")]
+    with atomic_write(out / "clips.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("path", "label", "split", "group"))
         table.writerows(rows)
@@ -131,7 +131,7 @@ def ship(arguments: argparse.Namespace) -> None:
     listed = read_manifest(arguments.made / "clips.csv")
     poses = read_poses(arguments.made / "poses", None)
     shown, clips = (
-        Clips(listed.of(split), labels.names, facts.model, None, poses=poses)
+        Clips(listed.in_split(split), labels.names, facts.model, None, poses=poses)
         for split in ("train", "val")
     )
     examples = shown.examples(len(shown), facts.training["seed"])

@@ -26,7 +26,7 @@ from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import PoseModel
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.media.video import sample_clip
@@ -42,7 +42,7 @@ WORN = 0.4  # of them: other colours, blurred, small, packed hard
 TURNED = 0.5  # of the pasted ones: by quarter turns, as most bodies are upright, but not all
 DRAWN_BEHIND = 0.5  # of the pasted ones: shapes in front of the other frame
 EMPTY = 0.05  # of the pictures: nobody in them
-SURE_BOX, SURE_JOINT = 0.4, 0.5
+CONFIDENT_BOX, CONFIDENT_JOINT = 0.4, 0.5
 TRAINED_PX = 192
 HELD_OUT = 20  # every so many-th clip of the train split is watched, not trained on
 ARCHITECTURE = "yolo11n-pose.yaml"
@@ -61,7 +61,7 @@ def frames(arguments: argparse.Namespace) -> None:
         for kind in ("images", "labels"):
             (arguments.out / "data" / kind / part).mkdir(parents=True, exist_ok=True)
     pool: list[np.ndarray] = []  # backgrounds: frames seen lately
-    for number, item in enumerate(read_manifest(arguments.field).of("train")):
+    for number, item in enumerate(read_manifest(arguments.field).in_split("train")):
         try:
             clip = sample_clip(item.path, FRAMES, item.start_s, item.end_s)
         except PevlError as error:
@@ -70,14 +70,14 @@ def frames(arguments: argparse.Namespace) -> None:
         part = "val" if number % HELD_OUT == 0 else "train"
         shrunk = [_fit(frame) for frame in clip.frames]
         found = teacher.predict(
-            [f[..., ::-1] for f in shrunk], imgsz=TEACHER_PX, conf=SURE_BOX, verbose=False
+            [f[..., ::-1] for f in shrunk], imgsz=TEACHER_PX, conf=CONFIDENT_BOX, verbose=False
         )
         for k, (frame, result) in enumerate(zip(shrunk, found, strict=True)):
             if not len(result.boxes):
                 continue
             boxes = result.boxes.xyxy.cpu().numpy()
             joints = result.keypoints.data.cpu().numpy().copy()
-            joints[..., 2] = np.where(joints[..., 2] >= SURE_JOINT, 2, 0)
+            joints[..., 2] = np.where(joints[..., 2] >= CONFIDENT_JOINT, 2, 0)
             name = f"{number:04d}-{k:02d}"
             _store(arguments.out, part, name, frame, boxes, joints)
             for view in range(NEAR):
@@ -457,7 +457,7 @@ def _keep(run: Path, to: Path, image_size: int, other: Path | None = None) -> No
     model.requires_grad_(False).half().names = {0: "person"}
     model.args = {"task": "pose", "imgsz": image_size}
     kept = {"model": model, "train_args": dict(model.args), "license": "AGPL-3.0"}
-    with write_aside(to) as temporary:
+    with atomic_write(to) as temporary:
         torch.save(kept, temporary)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
             found = []
             for i, detector in enumerate((teacher, other)):
                 began = time.perf_counter()
-                found.append(detector.find_actor(FrameSource.of_clip(clip)))
+                found.append(detector.find_actor(FrameSource.from_clip(clip)))
                 seconds[i] += time.perf_counter() - began
             similar, distance = _compare(*found)
             same += similar
@@ -63,7 +63,7 @@ def main() -> None:
 
 def _clips(folder: Path) -> Iterator[Clip]:
     if (folder / "manifest.csv").is_file():
-        paths = [item.path for item in read_manifest(folder).of("val")]
+        paths = [item.path for item in read_manifest(folder).in_split("val")]
     else:
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
     for path in paths:

@@ -72,7 +72,7 @@ def numbers(values: Tensor) -> Any:
 
 def record(clips: Path, weights: Path, folder: Path) -> dict[str, Any]:
     field = read_manifest(clips)
-    items = field.of("val")[::9][:CLIPS]
+    items = field.in_split("val")[::9][:CLIPS]
     mini = recognise.load("pevl-mini", pose_weights=weights, device="cpu")
     labels = mini.labels
     assert labels is not None
@@ -107,7 +107,7 @@ def small_set(field: Manifest, tested: list[Item], folder: Path) -> Manifest:
     rows = [(i, "test") for i in tested]
     for label in sorted({i.label for i in field.items})[:4]:
         for split, count in (("train", 4), ("val", 2)):
-            rows += [(i, split) for i in field.of(split) if i.label == label][:count]
+            rows += [(i, split) for i in field.in_split(split) if i.label == label][:count]
     write(folder / "set.csv", rows)
     return read_manifest(folder / "set.csv")
 
@@ -122,7 +122,7 @@ def write(target: Path, rows: Iterable[tuple[Item, str]]) -> None:
 def train(name: str, manifest: Manifest, weights: Path, folder: Path) -> dict[str, Any]:
     """20 steps: each step's loss, learning rate and top-1, and what they led to."""
     write(folder / "train.csv", ((i, i.split) for i in manifest.items if i.split != "test"))
-    given = {
+    overrides = {
         "data.dataset": folder / "train.csv",
         "optim.epochs": 5,
         "optim.min_steps": 20,
@@ -136,7 +136,7 @@ def train(name: str, manifest: Manifest, weights: Path, folder: Path) -> dict[st
         "run.pose_weights": weights,
         "run.seed": 3,
     }
-    settings = load_settings("mini" if name == "mini" else "vit-b-16", given)
+    settings = load_settings("mini" if name == "mini" else "vit-b-16", overrides)
     if name == "vit":  # without CLIP's weights, which cannot be had everywhere
         model = tiny_model()
         settings = settings.model_copy(update={"model": model.config})

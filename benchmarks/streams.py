@@ -32,7 +32,7 @@ def main() -> None:
     labels = recogniser.labels
     assert labels is not None
     texts = recogniser.encode(labels)
-    items = read_manifest(arguments.folder).of(arguments.split)
+    items = read_manifest(arguments.folder).in_split(arguments.split)
     rows: dict[str, list[torch.Tensor]] = {"both": [], "pose alone": [], "video alone": []}
     for item in items:
         sample = recogniser.read(item.path, item.start_s, item.end_s)
@@ -48,13 +48,14 @@ def main() -> None:
                 rows[name].append(recogniser.model.match(batch, texts).values)
     true = [labels.names.index(item.label) for item in items]
     for name, matches in rows.items():
-        got = accuracy(torch.cat(matches), true, labels.names)
+        figures = accuracy(torch.cat(matches), true, labels.names)
         if name == "both":
             counts = Counter(item.label for item in items)
-            for label, share in got.per_class.items():
+            for label, share in figures.per_class.items():
                 print(f"  {label:22} {round(share * counts[label]):3} of {counts[label]}")
         print(
-            f"{name:12} top-1 {got.top1:.1%}  mean class {got.mean_class:.1%}  ({got.count} clips)"
+            f"{name:12} top-1 {figures.top1:.1%}  mean class {figures.mean_class:.1%}  "
+            f"({figures.count} clips)"
         )
 
 

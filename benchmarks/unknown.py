@@ -42,7 +42,7 @@ def main() -> None:
         print("none of these" if answer.none_of_these else "")
         if kind == "unknown":
             refused["unknown"].append(answer.none_of_these)
-    items = read_manifest(arguments.dataset).of("val")
+    items = read_manifest(arguments.dataset).in_split("val")
     refused["known"] = [recogniser.classify(item.path).none_of_these for item in items]
     assert recogniser.labels is not None
     names = recogniser.labels.names

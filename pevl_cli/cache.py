@@ -1,4 +1,4 @@
-"""The cache folder, hashes of files, and writing of whole files."""
+"""The cache folder, hashes of files, and atomic writing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ CACHE_VARIABLE = "PEVL_CACHE"
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one kind of cached file; ``PEVL_CACHE`` moves the whole cache."""
+    """The folder for one kind of cached file, such as "poses".
+
+    The environment variable ``PEVL_CACHE`` sets another root folder of the cache.
+    """
     root = os.environ.get(CACHE_VARIABLE)
     return (Path(root) if root else user_cache_path("pevl", appauthor=False)) / kind
 
@@ -30,9 +33,9 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Hash of a file's content, 32 hex digits; an unchanged file is read once per process.
+    """Hash of a file's content: BLAKE2b, 32 hexadecimal digits.
 
-    OSError when it cannot be read.
+    An unchanged file is read once per process. OSError when the file cannot be read.
     """
     path = Path(path)
     stat = path.stat()
@@ -40,12 +43,12 @@ def file_digest(path: str | Path) -> str:
 
 
 @contextmanager
-def write_aside(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target``, renamed to ``target`` when the block ends without error.
 
-    So no process ever reads a half-written file. PevlError when the folder cannot be written.
+    No process ever reads a half-written file. PevlError when the file cannot be written.
     """
-    # Unique for this thread: two may write the same file at once.
+    # Unique for this thread: two threads may write the same file at once.
     writer = f"{os.getpid()}-{threading.get_ident()}"
     temporary = target.with_name(f".{target.name}.{writer}.tmp")
     try:

@@ -1,6 +1,6 @@
 """Fixed choices that both the settings and the command line offer.
 
-Standard library only, so that the command line can show them without loading anything slow.
+Imports the standard library only, so that `pevl --help` is quick.
 """
 
 from __future__ import annotations

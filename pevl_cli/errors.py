@@ -1,18 +1,18 @@
-"""Errors that are the user's to mend, as opposed to bugs of ours."""
+"""Errors with a message for the user, as opposed to bugs in pevl."""
 
 from __future__ import annotations
 
 
 class PevlError(Exception):
-    """One clear sentence for the user: what is wrong, where, and what to do.
+    """A problem that the user can solve; the message says what is wrong, where, and what to do.
 
-    The command line prints it in one line on stderr and ends with `exit_code`.
+    The command line prints the message in one line on stderr and ends with `exit_code`.
     """
 
     exit_code: int = 1
 
 
 class UsageError(PevlError):
-    """The command was called wrongly; nothing was done."""
+    """The command has a wrong option or argument; nothing was done."""
 
     exit_code: int = 2

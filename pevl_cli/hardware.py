@@ -1,4 +1,4 @@
-"""The device that the model runs on, and the precision that it computes in."""
+"""The device and the number format (precision) that a model computes with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str) -> str:
-    """The name of a torch device; "auto" is the first GPU, else Apple's, else the CPU.
+    """The name of a torch device; "auto" is CUDA's GPU, otherwise Apple's, otherwise the CPU.
 
-    UsageError for a device that this machine lacks.
+    UsageError for a device that this machine does not have.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -30,8 +30,9 @@ def choose_device(name: str) -> str:
 def choose_precision(name: str, device: str, large: bool) -> str:
     """The name of a precision, a key of `PRECISIONS`.
 
-    "auto" is half precision for a large model where the hardware computes in it; a small model is
-    not faster in it and stays in float32. UsageError for a precision that the device lacks.
+    "auto" chooses half precision for a ``large`` model on hardware that supports it. A small model
+    is not faster in half precision and stays in float32. UsageError for a precision that the
+    device does not support.
     """
     if name != "auto":
         if name not in PRECISIONS:

@@ -3,9 +3,9 @@
 Knows nothing about models or videos, and imports the standard library only, so that an error in a
 label file is reported before anything slow is loaded.
 
-A label file is UTF-8 text with one label a line. Blank lines and lines that start with `#` are
-skipped. A TAB separates a label from a text that describes it better than its name, and each
-further TAB adds another phrasing:
+A label file is UTF-8 text with one label per line. Blank lines and lines that start with `#` are
+skipped. After a TAB follows a text that describes the action better than the label,
+and after each further TAB another phrasing:
 
     # prompt: {text}, a video of gymnastic action
     split jump
@@ -32,14 +32,15 @@ DEFAULT_PROMPT = "{text}, a video of action"
 
 _SLOT = "{text}"
 _PROMPT_LINE = re.compile(r"#\s*prompt\s*:(.*)", re.IGNORECASE)
-# Not str.splitlines: it also splits at form feeds and the like, where editors count no line.
+# Not str.splitlines: it also splits at form feeds and similar characters, which editors do not
+# count as line ends.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _CONTROL_BYTE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # A video given as the label file by mistake must not be read into memory whole.
 _MAX_BYTES = 16 * 2**20
 
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
-# Whole words, where `_` and digits end a word as well: `raise_left_arm`, `left2`.
+# Whole words; `_` and digits also end a word: `raise_left_arm`, `left2`.
 _SIDE = re.compile(r"(?<![^\W\d_])(?:left|right)(?![^\W\d_])", re.IGNORECASE)
 
 
@@ -47,8 +48,8 @@ _SIDE = re.compile(r"(?<![^\W\d_])(?:left|right)(?![^\W\d_])", re.IGNORECASE)
 class LabelSet:
     """The actions to recognise; label number i is `names[i]`.
 
-    ``names``, ``texts`` and ``others`` have one entry a label. ``others`` are further phrasings of
-    each label; the whole tuple is empty where no label has any.
+    ``names``, ``texts`` and ``others`` have one entry per label. ``others`` are further phrasings
+    of each label; the whole tuple is empty when no label has further phrasings.
 
     Raises PevlError when the numbers of names and texts differ or are 0, when a name repeats, and
     when the prompt does not contain `{text}` exactly once.
@@ -72,17 +73,17 @@ class LabelSet:
         seen: set[str] = set()
         for name in self.names:
             if name in seen:
-                raise PevlError(f"label '{name}' is given twice; hint: remove or rename one")
+                raise PevlError(f"label '{name}' occurs twice; hint: remove or rename one")
             seen.add(name)
         if self.prompt.count(_SLOT) != 1:
-            raise PevlError(f"the prompt '{self.prompt}' must hold {_SLOT} exactly once")
+            raise PevlError(f"the prompt '{self.prompt}' must contain {_SLOT} exactly once")
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def prompts(self) -> list[str]:
-        """One sentence a label, in label order: the prompt with the label's text."""
+        """One sentence per label, in label order: the prompt with the label's text."""
         return [self._prompt(text) for text in self.texts]
 
     @property
@@ -107,16 +108,17 @@ class LabelSet:
         return _numbers(self).get(_normalised(phrase))
 
     @property
-    def names_a_side(self) -> bool:
+    def mentions_left_or_right(self) -> bool:
         """Whether any name or phrasing contains "left" or "right", so that mirroring a clip may
-        change its label."""
+        change its label.
+        """
         phrases = (*self.names, *self.texts, *(text for more in self.others for text in more))
         return any(_SIDE.search(_CAMEL_CASE.sub(" ", phrase)) for phrase in phrases)
 
 
 @lru_cache(maxsize=16)
 def _numbers(labels: LabelSet) -> dict[str, int]:
-    """Normalised phrase -> label number; cached, as it is needed for each clip."""
+    """Normalised phrase -> label number. Cached: each clip needs it."""
     numbers: dict[str, int] = {}
     phrases = (
         *enumerate(labels.names),
@@ -140,31 +142,31 @@ def read_labels(source: str | Path) -> LabelSet:
     `gym99.txt` both give Gym99. A name with a folder in it is never a bundled set, and a folder
     named `gym99` does not hide one.
 
-    Raises PevlError for a name that is neither, a folder, an unreadable file, a file that is not
-    UTF-8 text, and for everything that `parse_labels` rejects.
+    Raises PevlError for a name that is neither a file nor a bundled set, a folder, an unreadable
+    file, a file that is not UTF-8 text, and for everything that `parse_labels` rejects.
     """
-    given = os.fspath(source)
-    path = Path(given)
-    # The name as typed: `./gym99` is not a bare name, but Path would make it one.
-    name = given.removesuffix(".txt")
+    name_or_path = os.fspath(source)
+    path = Path(name_or_path)
+    # The name as typed: Path would turn `./gym99` into the bare name `gym99`.
+    name = name_or_path.removesuffix(".txt")
     if name in bundled_label_sets() and not path.is_file():
         path = _bundled_folder() / f"{name}.txt"
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise PevlError(_unknown(given, path.stem)) from error
+        raise PevlError(_unknown_message(name_or_path, path.stem)) from error
     except OSError as error:
         # Opening a folder raises another error on each system, and Path.is_dir may itself raise.
         if os.path.isdir(path):
             raise PevlError(
-                f"'{given}' is a folder; hint: give a text file with one label a line"
+                f"'{name_or_path}' is a folder; hint: give a text file with one label per line"
             ) from error
         reason = error.strerror or type(error).__name__
         raise PevlError(
-            f"cannot read the label file {given} ({reason}); hint: check its permissions"
+            f"cannot read the label file {name_or_path} ({reason}); hint: check its permissions"
         ) from error
-    return parse_labels(_decode(data, given), given)
+    return parse_labels(_decode(data, name_or_path), name_or_path)
 
 
 def parse_labels(text: str, source: str) -> LabelSet:
@@ -191,7 +193,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
             prompt, prompt_line = match[1].strip(), number
             if prompt.count(_SLOT) != 1:
                 raise PevlError(
-                    f"{where}: the prompt '{prompt}' must hold {_SLOT} exactly once, "
+                    f"{where}: the prompt '{prompt}' must contain {_SLOT} exactly once, "
                     f"as in '# prompt: {DEFAULT_PROMPT}'"
                 )
         if not stripped or stripped.startswith("#"):
@@ -216,7 +218,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
         others.append(tuple(phrasings[1:]))
 
     if not texts:
-        raise PevlError(f"{source} holds no labels; hint: write one label a line")
+        raise PevlError(f"{source} contains no labels; hint: write one label per line")
     return LabelSet(
         tuple(line_of),
         tuple(texts),
@@ -226,12 +228,12 @@ def parse_labels(text: str, source: str) -> LabelSet:
 
 
 def bundled_labels(name: str) -> LabelSet:
-    """A bundled set, even where a file of its name is on disk."""
+    """The bundled label set ``name``, also when such a file exists. PevlError if unknown."""
     return read_labels(_bundled_folder() / f"{name}.txt")
 
 
 def bundled_label_sets() -> list[str]:
-    """Names of the label sets that come with pevl, sorted."""
+    """Names of the label sets that are bundled with pevl, sorted."""
     return sorted(path.stem for path in _bundled_folder().glob("*.txt"))
 
 
@@ -242,12 +244,12 @@ def _bundled_folder() -> Path:
     return in_wheel if in_wheel.is_dir() else package.parent / "labels"
 
 
-def _unknown(given: str, stem: str) -> str:
+def _unknown_message(name: str, stem: str) -> str:
     bundled = bundled_label_sets()
     close = difflib.get_close_matches(stem.lower(), bundled, n=1)
     nearest = f"did you mean '{close[0]}'? " if close else ""
     return (
-        f"no label file or bundled label set '{given}'; hint: {nearest}"
+        f"no label file or bundled label set '{name}'; hint: {nearest}"
         f"Give the path of a label file or one of {', '.join(bundled)}"
     )
 
@@ -258,7 +260,7 @@ def _decode(data: bytes, source: str) -> str:
     if match := _CONTROL_BYTE.search(data):
         raise PevlError(
             f"{source}, line {_line_number(data, match.start())}: byte 0x{match[0][0]:02x}, "
-            "this is a binary file; hint: give a text file with one label a line"
+            "this is a binary file; hint: give a text file with one label per line"
         )
     if len(data) > _MAX_BYTES:
         raise PevlError(f"{source} is over {_MAX_BYTES // 2**20} MiB, too large for a label file")
@@ -276,7 +278,7 @@ def _is_utf16(data: bytes) -> bool:
         return True
     if b"\0" not in data:
         return False
-    # Without a BOM: decoded, the text is printable, and each line end is a pair of bytes.
+    # Without a byte order mark: the decoded text is printable, and each line end has two bytes.
     for codec in ("utf-16-le", "utf-16-be"):
         try:
             text = data.decode(codec)

@@ -1,4 +1,4 @@
-"""Clips matched with a label set, and prototypes: the mean video feature of each label's clips."""
+"""Similarities of clips with a label set, and prototypes: the mean video feature of each label."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pevl_cli.model.sgmc import Similarities
 def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
     """All phrasings of all C labels, encoded on the model's device.
 
-    ``Texts.label`` says which label each of them belongs to, where there are more phrasings than
-    labels.
+    ``Texts.label`` is the index of the label of each phrasing; None when each label has one
+    phrasing only.
     """
     groups = labels.phrasings
     texts = model.encode_text([prompt for group in groups for prompt in group])
@@ -32,8 +32,8 @@ def encode_labels(model: PeVL, labels: LabelSet) -> Texts:
 
 
 def flips_at_test(model: PeVL, labels: LabelSet) -> bool:
-    """Whether mirrored clips are matched, too: never where a label says left or right."""
-    return model.config.flip_at_test and not labels.names_a_side
+    """Whether the mirrored clip is matched, too: never when a label contains "left" or "right"."""
+    return model.config.flip_at_test and not labels.mentions_left_or_right
 
 
 @torch.inference_mode()
@@ -46,14 +46,13 @@ def match_samples(
     with_detector: bool = False,
     flip_at_test: bool = False,
 ) -> Similarities:
-    """N samples matched with C labels, on the CPU: values (N, B, C), video features (N, e) or None.
+    """Match N samples with C labels: values (N, B, C), video features (N, e) or None, on the CPU.
 
-    Both are means over ``views`` cut-outs (1 to 3), and with ``flip_at_test`` over each of them and
-    its mirror image. ``batch`` samples go through the model at a time.
+    Both are means over ``views`` crops (1 to 3), and with ``flip_at_test`` also over the mirror
+    image of each crop. ``batch`` samples go through the model at a time.
 
-    ``with_detector``: joints were looked for. A clip in which nobody was found then has the value
-    0 for all labels, in place of NaN, in the similarities that need a pose, which lowers its
-    scores.
+    ``with_detector``: the joints come from a detector. In a clip without a detected person, the
+    similarities that need a pose are then 0 for all labels instead of NaN; this lowers the scores.
     """
     device = model.logit_scale.device
     rows = []
@@ -64,11 +63,11 @@ def match_samples(
             model.match(collate([view(s, model.config, *v) for s in part]).to(device), texts)
             for v in variants
         ]
-        values = torch.stack([one.values for one in per_variant]).mean(0).float().cpu()
+        values = torch.stack([match.values for match in per_variant]).mean(0).float().cpu()
         if with_detector:
-            nobody = torch.tensor([s.seen == 0 for s in part])[:, None, None]
-            values = torch.where(nobody & values.isnan(), 0.0, values)
-        videos = [one.video_features for one in per_variant if one.video_features is not None]
+            without_person = torch.tensor([s.seen == 0 for s in part])[:, None, None]
+            values = torch.where(without_person & values.isnan(), 0.0, values)
+        videos = [m.video_features for m in per_variant if m.video_features is not None]
         rows.append(Similarities(values, torch.stack(videos).mean(0).cpu() if videos else None))
     return Similarities.concatenate(rows)
 
@@ -81,10 +80,10 @@ def sum_video_features(
     batch: int = 16,
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
-    """The sum of the video features V over each class's samples, (C, e), on the CPU.
+    """The sum of the video features V of each class's samples, (C, e), on the CPU.
 
-    ``samples``: class numbers and samples. For a model with a video encoder; a sample without video
-    adds nothing. ``context`` surrounds the model's computation, such as autocast.
+    ``samples``: pairs of class number and sample. The model must have a video encoder; a sample
+    without video adds nothing. ``context`` is active while the model computes, such as autocast.
     """
     total = torch.zeros(classes, model.config.embed_dim)
     remaining = iter(samples)

@@ -19,36 +19,42 @@ from torch import Tensor
 
 from pevl_cli.model.sgmc import mean_similarity
 
-TOP = 5  # of the top-5 accuracy, and of the answers that are listed
-LEVEL = 0.95  # confidence level of intervals
-RESAMPLES = 2000  # of the bootstrap
-BINS = 15  # of scores, for the calibration error
+TOP_K = 5  # labels of the top-5 accuracy, and answers listed per clip
+CONFIDENCE_LEVEL = 0.95  # confidence level of intervals
+RESAMPLES = 2000  # number of bootstrap samples
+BINS = 15  # number of score bins of the calibration error
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of clips whose answer is right, in [0, 1]."""
+    """Shares of clips with a correct answer, in [0, 1].
+
+    The answer is the label with the highest S.
+    """
 
     top1: float
-    top5: float  # the right label is among the first five
-    mean_class: float  # mean of the top-1 of each class that occurs
-    count: int  # clips
-    per_class: dict[str, float]  # top-1 by label
-    confused: list[tuple[str, str, int]]  # right label, answer, clips; most frequent first
+    top5: float  # share of clips whose true label is among the first five
+    mean_class: float  # mean of the top-1 accuracies of the classes that occur
+    count: int  # number of clips
+    per_class: dict[str, float]  # label -> top-1 accuracy
+    confused: list[tuple[str, str, int]]  # true label, answer, clips; most frequent first
 
 
 def accuracy(similarities: Tensor, labels: Sequence[int], names: Sequence[str]) -> Accuracy:
-    """Accuracy of similarities (N, B, C) for the N right labels, numbers into the C ``names``."""
+    """Accuracy of similarities (N, B, C).
+
+    ``labels``: N indices of the true labels in ``names`` (C).
+    """
     similarity = mean_similarity(similarities)
     true, answer = np.asarray(labels), similarity.argmax(1).numpy()
-    right = answer == true
+    correct = answer == true
     classes = np.unique(true)
     shares = recall_score(true, answer, labels=classes, average=None).tolist()
     per_class = {names[c]: share for c, share in zip(classes, shares, strict=True)}
-    confusions = Counter(zip(true[~right].tolist(), answer[~right].tolist(), strict=True))
+    confusions = Counter(zip(true[~correct].tolist(), answer[~correct].tolist(), strict=True))
     return Accuracy(
         float(accuracy_score(true, answer)),
-        float((ranks(similarity, labels) <= TOP).mean()),
+        float((ranks(similarity, labels) <= TOP_K).mean()),
         float(np.mean(shares)),
         len(true),
         per_class,
@@ -57,36 +63,37 @@ def accuracy(similarities: Tensor, labels: Sequence[int], names: Sequence[str]) 
 
 
 def ranks(similarity: Tensor, labels: Sequence[int]) -> np.ndarray:
-    """The rank of the right label among all by S (N, C): (N,) int from 1.
+    """Rank of the true label of each clip when labels are sorted by S (N, C): (N,) int, from 1.
 
-    Of equal labels the first is the answer, with rank 1; the others have rank 2 or more.
+    Of labels with equal S, the first one is the answer and has rank 1; the others have rank 2 or
+    more.
     """
     true = torch.as_tensor(list(labels))
-    of_true = similarity.gather(1, true[:, None])
-    above = (similarity > of_true).sum(1)
-    right = similarity.argmax(1) == true
-    rank: np.ndarray = torch.where(right, 1, (1 + above).clamp_min(2)).numpy()
+    true_similarity = similarity.gather(1, true[:, None])
+    above = (similarity > true_similarity).sum(1)
+    correct = similarity.argmax(1) == true
+    rank: np.ndarray = torch.where(correct, 1, (1 + above).clamp_min(2)).numpy()
     return rank
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often first answers are right, by their score, in bins of equal width."""
+    """Share of correct answers as a function of their score, in bins of equal width."""
 
     score: list[float]  # mean score of each bin that has clips
-    right: list[float]  # share of right answers in it
-    error: float  # expected calibration error: |score - right|, weighted by clips
+    right: list[float]  # share of correct answers in each of these bins
+    error: float  # expected calibration error: mean of |score - right|, weighted by clips
 
 
 def reliability(scores: Tensor, labels: Sequence[int]) -> Reliability:
-    """Reliability of scores (N, C) in [0, 1] for the N right labels.
+    """Reliability of scores (N, C) in [0, 1]; ``labels``: N indices of the true labels.
 
     Source: Guo et al., On calibration of modern neural networks, 2017, Sec. 2.
     """
     best = np.clip(scores.amax(1).numpy(), 0, 1)
-    right = scores.argmax(1).numpy() == np.asarray(labels)
-    share, mean = calibration_curve(right, best, n_bins=BINS)
-    # `calibration_curve` searches from the left, which decides for a score on an edge.
+    correct = scores.argmax(1).numpy() == np.asarray(labels)
+    share, mean = calibration_curve(correct, best, n_bins=BINS)
+    # The same rule as `calibration_curve` for a score on the edge of a bin (search from the left).
     clips = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], best))
     error = float(np.average(np.abs(share - mean), weights=clips[clips > 0]))
     return Reliability(mean.tolist(), share.tolist(), error)
@@ -108,8 +115,9 @@ def intervals(
 ) -> dict[str, Interval]:
     """Intervals of "top1" and "mean_class", by bootstrap.
 
-    right (N,) bool, N labels, N groups. Clips of one person or one source video are alike, so whole
-    groups are drawn; a clip whose group is empty is a group by itself.
+    ``right`` (N,) bool: the answer is correct; N labels; N groups. Clips of one person or one
+    source video are alike, so the bootstrap draws whole groups. A clip with the group "" is a
+    group of its own.
     """
     unit = _group_numbers(groups)
     classes, column = np.unique(labels, return_inverse=True)
@@ -133,25 +141,27 @@ def intervals(
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The top-1 accuracies of two models on the same clips, compared."""
+class PairedTest:
+    """Difference of the top-1 accuracies of two models on the same clips."""
 
-    difference: float  # of the second less that of the first, in [-1, 1]
-    interval: Interval  # of the difference, by bootstrap as in `intervals`
+    difference: float  # second minus first, in [-1, 1]
+    interval: Interval  # confidence interval of the difference, by bootstrap as in `intervals`
     only_first: int  # clips that only the first names correctly
     only_second: int  # clips that only the second names correctly
     p_value: float  # McNemar's exact test of only_first against only_second
 
 
-def paired(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> Paired:
-    """Compare the right answers of two models, both (N,) bool, clip by clip; N groups as in
-    `intervals`."""
+def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> PairedTest:
+    """Compare two models clip by clip: (N,) bool each, True where the answer is correct.
+
+    N groups as in `intervals`.
+    """
     unit = _group_numbers(groups)
     gain = np.bincount(unit, second.astype(float) - first)
     clips = np.bincount(unit).astype(float)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differing = only_first + only_second
-    return Paired(
+    return PairedTest(
         difference=float(second.mean() - first.mean()),
         interval=_bootstrap(
             lambda times: (times @ gain) / (times @ clips), len(clips), Interval(-1.0, 1.0)
@@ -171,10 +181,10 @@ def _group_numbers(groups: Sequence[str]) -> np.ndarray:
 def _bootstrap(
     figure: Callable[[np.ndarray], np.ndarray], count: int, widest: Interval
 ) -> Interval:
-    """The percentile interval of a figure over ``count`` units.
+    """The percentile interval of a figure over ``count`` units (groups).
 
-    ``figure``: how often each unit was drawn, (R, count) float -> (R,). A single unit gives the
-    ``widest`` interval.
+    ``figure``: number of times that each unit was drawn, (R, count) float -> figure (R,). A single
+    unit gives the ``widest`` interval.
     """
     if count < 2:
         return widest
@@ -192,13 +202,14 @@ def _bootstrap(
         n_resamples=RESAMPLES,
         batch=100,
         vectorized=True,
-        confidence_level=LEVEL,
+        confidence_level=CONFIDENCE_LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     low, high = float(interval.low), float(interval.high)
     if low == high and widest.low == 0 and low in {0.0, 1.0}:
-        # All clips right, or all wrong, in every draw: the binomial interval of so many units.
-        exact = binomtest(round(low * count), count).proportion_ci(LEVEL)
+        # Every draw has all clips right, or all wrong: the exact binomial interval of ``count``
+        # units.
+        exact = binomtest(round(low * count), count).proportion_ci(CONFIDENCE_LEVEL)
         return Interval(float(exact.low), float(exact.high))
     return Interval(low, high)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.cache import atomic_write, cache_folder, file_digest
 from pevl_cli.data.samples import Sample, read_sample
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.hardware import PRECISIONS, choose_device, choose_precision
@@ -39,7 +39,7 @@ DEFAULT_CHECKPOINT = "pevl-mini"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One label with how likely it is."""
+    """One label with its score and its similarity."""
 
     label: str
     score: float  # in [0, 1], see `Calibration`
@@ -48,16 +48,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Person:
-    """The person whose joints were used. 0 frames and no box without one, or without a detector."""
+    """The actor: the person whose joints were used.
 
-    frames_seen: int  # of the sampled frames
-    frames: int  # that were sampled
-    box: list[float] | None  # x1, y1, x2, y2 in pixels of the upright video, over all frames
+    Without a detector, or when no person was detected: 0 frames seen, no box.
+    """
+
+    frames_seen: int  # sampled frames in which the person was detected
+    frames: int  # number of sampled frames
+    box: list[float] | None  # x1, y1, x2, y2 in px of the upright video, around all frames
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The labels of one video, or of its part from start_s to end_s."""
+    """The predictions for one video, or for its part from start_s to end_s."""
 
     video: str
     start_s: float
@@ -65,11 +68,11 @@ class Answer:
     predictions: list[Prediction]  # best first
     person: Person
     warnings: list[str]
-    threshold: float | None = None  # a first score below it means: none of these labels
+    threshold: float | None = None  # a best score below it means: none of these labels
 
     @property
     def none_of_these(self) -> bool:
-        """Whether the first score is below the threshold; False without one."""
+        """Whether the best score is below the threshold; False when there is no threshold."""
         return self.threshold is not None and self.predictions[0].score < self.threshold
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,8 +83,9 @@ class Answer:
 class Recogniser:
     """A loaded model with its pose detector, ready for many videos.
 
-    ``labels`` are those the model was trained on, None for plain CLIP. ``key`` names the weights in
-    the cache of encoded texts. Without a ``calibration`` scores have the temperature of training.
+    ``labels``: the labels that the model was trained on, None for plain CLIP. ``key``: identifies
+    the weights in the cache of encoded texts. Without a ``calibration``, scores use the temperature
+    of training.
     """
 
     def __init__(
@@ -116,13 +120,14 @@ class Recogniser:
         """Name the action in a video, or in its part from start_s to end_s.
 
         ``labels``: a label set, a label file or bundled set, a list of names, or None for the
-        checkpoint's own. ``top_k`` = 0 gives all of them. ``views`` = 3 averages three cut-outs.
+        labels of the checkpoint. ``top_k`` = 0 returns all labels. ``views`` = 3 averages three
+        crops.
 
         PevlError when the labels or the video cannot be used; UsageError for plain CLIP without
-        labels, and for a model of poses without a detector.
+        labels, and for a pose-only model without a detector.
         """
         label_set = self._label_set(labels)
-        self.encode(label_set)  # labels may be refused, which must not wait for decoding
+        self.encode(label_set)  # before decoding, which takes long: the labels may be rejected
         sample = self.read(video, start_s, end_s)
         similarities = self.match([sample], label_set, views)
         similarity = mean_similarity(similarities.values)[0]
@@ -144,7 +149,7 @@ class Recogniser:
     def match(
         self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
     ) -> Similarities:
-        """Similarities of N samples with C labels; see `match_samples`."""
+        """Similarities of N samples with C labels, (N, B, C); see `match_samples`."""
         return match_samples(
             self.model,
             samples,
@@ -156,27 +161,27 @@ class Recogniser:
         )
 
     def scores(self, similarities: Similarities, labels: LabelSet) -> Tensor:
-        """The score of each of these labels, (N, C) in [0, 1], float64 on the CPU."""
+        """Calibrated scores of N clips for C labels, (N, C) in [0, 1], float64 on the CPU."""
         near = similarities.prototype_similarity(self.prototypes(labels))
         return self.calibration.scores(similarities.values, near)
 
     def prototypes(self, labels: LabelSet) -> Tensor | None:
-        """Prototypes of these labels, (C, e) on the CPU; NaN for a label that was not trained on.
+        """Prototypes of the labels, (C, e) on the CPU; NaN for a label that was not trained on.
 
-        None for a model without any.
+        None for a model without prototypes.
         """
         if self.model.prototypes is None:
             return None
         if self._prototypes is None or self._prototypes[0] != labels:
             stored = self.model.prototypes.float().cpu()
-            nothing = torch.full_like(stored[0], torch.nan)
+            missing = torch.full_like(stored[0], torch.nan)
             numbers = self._trained_numbers(labels)
-            rows = [nothing if i is None else stored[i] for i in numbers]
+            rows = [missing if i is None else stored[i] for i in numbers]
             self._prototypes = labels, torch.stack(rows)
         return self._prototypes[1]
 
     def _trained_numbers(self, labels: LabelSet) -> list[int | None]:
-        """Each label's number in the checkpoint, by name or text; None for one not trained on."""
+        """Number of each label in the checkpoint, found by name or text; None if not trained on."""
         trained = self.labels
         if trained is None:
             return [None] * len(labels)
@@ -187,7 +192,7 @@ class Recogniser:
         return numbers
 
     def _untrained_labels_warning(self, labels: LabelSet) -> list[str]:
-        """A warning, or none, about labels that a model without CLIP was not trained on."""
+        """A warning if a model without CLIP was not trained on some labels; otherwise empty."""
         if self.labels is None or self.model.config.base == "clip":
             return []
         numbers = self._trained_numbers(labels)
@@ -195,23 +200,25 @@ class Recogniser:
         if not unknown:
             return []
         return [
-            f"this checkpoint never learnt {len(unknown)} of the {len(labels)} labels (such as "
-            f"'{unknown[0]}'), so its scores mean little; hint: train it on them, or use --clip"
+            f"this checkpoint was not trained on {len(unknown)} of the {len(labels)} labels (such "
+            f"as '{unknown[0]}'), so its scores mean little; hint: train it on them, or use --clip"
         ]
 
     def read(
         self, video: str | Path, start_s: float | None = None, end_s: float | None = None
     ) -> Sample:
-        """The sample of a video: decoded, joints detected, cut out. PevlError if unreadable."""
+        """The sample of a video: decoded, actor detected, cropped. PevlError if it is unreadable;
+        UsageError for a pose-only model without a detector.
+        """
         if not self.model.config.video and self.detector is None:
-            raise UsageError("this model takes poses only, so it cannot be used with --no-pose.")
+            raise UsageError("this model uses poses only; it cannot be used with --no-pose.")
         return read_sample(video, self.model.config, self.detector, start_s, end_s)
 
     @torch.inference_mode()
     def encode(self, labels: LabelSet) -> Texts:
-        """Encoded label texts, from memory or the cache on disk where they were encoded before.
+        """The C encoded label texts, from memory or the cache on disk if they were encoded before.
 
-        PevlError for other labels than the trained ones where a model has no text encoder.
+        PevlError when a model without a text encoder gets other labels than the trained ones.
         """
         if self._texts is not None and self._texts[0] == labels:
             return self._texts[1]
@@ -220,8 +227,8 @@ class Recogniser:
             for i, (trained, other) in enumerate(pairs, 1):
                 if trained != other:
                     raise PevlError(
-                        "this checkpoint was trained without texts for fixed classes and takes no "
-                        f"other labels: label {i} is '{other}', it has '{trained}' there."
+                        "this checkpoint was trained without texts and only takes the labels it "
+                        f"was trained on: label {i} is '{other}', in the checkpoint '{trained}'."
                     )
         digest = hashlib.blake2b(digest_size=16)
         for group in ([self._key, self.precision], *labels.phrasings):
@@ -230,7 +237,7 @@ class Recogniser:
         texts = _read_texts(file)
         if texts is None:
             texts = encode_labels(self.model, labels)
-            with write_aside(file) as temporary:
+            with atomic_write(file) as temporary:
                 parts = {k: v for k, v in vars(texts).items() if v is not None}
                 save_file({k: v.clone().contiguous().cpu() for k, v in parts.items()}, temporary)
         texts = texts.to(self.device)
@@ -240,7 +247,7 @@ class Recogniser:
     def _label_set(self, labels: LabelSet | str | Path | Sequence[str] | None) -> LabelSet:
         if labels is None:
             if self.labels is None:
-                raise UsageError("plain CLIP has no labels of its own: name some with --labels.")
+                raise UsageError("plain CLIP has no labels; hint: give some with --labels FILE.")
             return self.labels
         if isinstance(labels, LabelSet):
             chosen = labels
@@ -250,7 +257,7 @@ class Recogniser:
             chosen = LabelSet(tuple(labels), tuple(labels))
         if self.labels is None:
             return chosen
-        # A bare name of a label that was trained on stands for the texts it was trained with.
+        # For a trained label that is given by its name only, use the texts of the training.
         trained = self.labels
         bare = chosen.texts == chosen.names and not chosen.others
         rows = [row for name in chosen.names if (row := trained.find(name)) is not None]
@@ -267,7 +274,7 @@ def _read_texts(file: Path) -> Texts | None:
     try:
         return Texts(**load_file(file))
     except (SafetensorError, OSError, TypeError):
-        return None  # damaged: encoded again
+        return None  # damaged: the caller encodes the texts again
 
 
 def load(
@@ -281,20 +288,20 @@ def load(
     """A recogniser from a checkpoint, by default the bundled one; or plain CLIP, zero-shot.
 
     ``checkpoint_name``: a folder, or a bundled name. ``clip``: CLIP weights, NAME:TAG of open_clip
-    or a file; alone they give plain CLIP without pose, with a checkpoint they are its base.
-    ``pose_weights``: a YOLO-pose file or name. ``use_pose`` = False leaves the detector out.
+    or a file; without a checkpoint they give plain CLIP without pose, with a checkpoint they are
+    its base. ``pose_weights``: a YOLO-pose file or name. ``use_pose`` = False: no detector.
     ``device``: "auto", "cpu", "cuda", ...; ``precision``: "auto", "fp32", "bf16" or "fp16".
 
-    PevlError for weights that are missing or do not fit; UsageError for a device or a precision
-    that this machine has not.
+    PevlError for weights that are missing or do not fit; UsageError for a device or precision that
+    this machine does not support.
     """
     device = choose_device(device)
     if clip is not None and checkpoint_name is None:
         name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
         state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
         model = PeVL(config)
-        absent, unknown = model.load_state_dict(state, strict=False)
-        assert not unknown and set(absent) <= {"logit_scale", "refinement_scale"}, absent
+        missing, unknown = model.load_state_dict(state, strict=False)
+        assert not unknown and set(missing) <= {"logit_scale", "refinement_scale"}, missing
         model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
         return Recogniser(model, None, digest, None, device, precision)
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
@@ -302,14 +309,14 @@ def load(
     needs_joints = config.pose or config.crop != "full"
     detector = PoseDetector(pose_weights, device=device) if use_pose and needs_joints else None
     if detector is not None:
-        detector.digest()  # its weights may be missing, which must not wait for the model
+        detector.digest()  # before the model is loaded: the weights may be missing
     model, facts = checkpoint.load(folder, clip)
     key = file_digest(folder / "model.safetensors") + file_digest(folder / "config.json")
     return Recogniser(model, facts.label_set, key, detector, device, precision, facts.calibration)
 
 
 def plain_clip(config: ModelConfig) -> ModelConfig:
-    """The config of CLIP itself: no adapters, no pose, the whole picture."""
+    """The config of plain CLIP: no adapters, no pose, CLIP's centre crop."""
     return config.model_copy(
         update={
             "pose": False,

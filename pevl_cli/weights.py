@@ -1,6 +1,6 @@
-"""Models by name: those in the package, those that were fetched, and fetching them.
+"""Models by name: bundled with the package, downloaded, and downloading.
 
-The only file that uses the network, and only when `fetch` is called.
+Only this file uses the network, and only when `fetch` is called.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.cache import atomic_write, cache_folder
 from pevl_cli.errors import PevlError, UsageError
 
 BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
-USUAL_WEIGHTS = "yolo11n-pose.pt"
-# Made by benchmarks/make_pose.py.
+RECOMMENDED_WEIGHTS = "yolo11n-pose.pt"
+# Trained by benchmarks/make_pose.py.
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "pose" / "pevl-pose.pt"
 WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 
@@ -29,135 +29,135 @@ WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 def find_weights(weights: str | Path | None = None) -> Path:
     """The file of the pose detector's weights.
 
-    ``weights``, else ``PEVL_POSE_WEIGHTS``: a path, or a name that `pevl models` lists. A name is
-    looked up in the package and among the fetched models; only then it is a file in the working
-    folder, like any path. Without either: YOLO11n-pose if it was fetched, else the network in the
-    package; the working folder is not searched. PevlError when what was named does not exist;
-    nothing is fetched.
+    ``weights``, otherwise the variable ``PEVL_POSE_WEIGHTS``: a path, or a name that `pevl models`
+    lists. A name is searched among the bundled and the downloaded models first, then as a file in
+    the working folder. Without both: YOLO11n-pose if it is downloaded, otherwise the bundled
+    network; the working folder is not searched. Nothing is downloaded. PevlError when the named
+    weights do not exist.
     """
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
-    wanted = str(named or USUAL_WEIGHTS)
-    if wanted == BUNDLED_WEIGHTS.stem:
+    name = str(named or RECOMMENDED_WEIGHTS)
+    if name == BUNDLED_WEIGHTS.stem:
         return BUNDLED_WEIGHTS
-    path = Path(wanted).expanduser()
-    if path.name == wanted:
-        fetched = cache_folder("weights") / wanted
-        if fetched.is_file():
-            return fetched
+    path = Path(name).expanduser()
+    if path.name == name:
+        downloaded = cache_folder("weights") / name
+        if downloaded.is_file():
+            return downloaded
     if not named:
         return BUNDLED_WEIGHTS
     if path.is_file():
         return path
     source = "--pose-weights" if weights else WEIGHTS_VARIABLE
     raise PevlError(
-        f"{path}: no such pose weights file (named by {source}). `pevl models` lists the names and "
-        f"what can be fetched; without {source} the bundled weights are used."
+        f"{path}: no such pose weights file (named by {source}). `pevl models` lists the known "
+        f"names; without {source} the bundled weights are used."
     )
 
 
-def fallback_note(weights: str | Path | None = None) -> str | None:
-    """A note for users of the bundled weights who chose none and have not fetched better ones."""
+def bundled_weights_note(weights: str | Path | None = None) -> str | None:
+    """A note on more accurate weights for users of the bundled ones; None for other users."""
     named = weights or os.environ.get(WEIGHTS_VARIABLE)
     if named or find_weights() != BUNDLED_WEIGHTS:
         return None
     return (
-        "joints by the bundled small pose network; a more accurate one (6 MB): pevl models fetch "
-        f"{USUAL_WEIGHTS}"
+        "using the small bundled pose detector; to download a more accurate one (6 MB): "
+        f"pevl models fetch {RECOMMENDED_WEIGHTS}"
     )
 
 
-# Where ultralytics publishes its weights: the list has address, size and SHA-256 of each.
+# ultralytics' list of published weights: address, size and SHA-256 of each file.
 RELEASE = "https://api.github.com/repos/ultralytics/assets/releases/tags/v8.3.0"
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model with a name."""
+class KnownModel:
+    """A model that pevl knows by name."""
 
     name: str
     kind: str  # "checkpoint", "pose" or "clip"
-    about: str
+    description: str
     licence: str
-    megabytes: float  # 10⁶ bytes; an estimate for what is not in the package
+    megabytes: float  # size in 10⁶ bytes; an estimate unless bundled
     repository: str = ""  # on the Hugging Face hub
 
 
-# Estimated sizes: the parameters at the precision they are stored in.
+# Estimated sizes: number of parameters times bytes of the stored precision.
 YOLO = tuple(
-    Known(f"yolo11{size}-pose.pt", "pose", f"YOLO11{size}-pose, {use}", "AGPL-3.0", megabytes)
+    KnownModel(f"yolo11{size}-pose.pt", "pose", f"YOLO11{size}-pose, {use}", "AGPL-3.0", megabytes)
     for size, megabytes, use in (
-        ("n", 6, "the recommended one"),
-        ("s", 20, "better on small bodies"),
+        ("n", 6, "recommended"),
+        ("s", 20, "better for small people"),
         ("m", 42, "for a GPU"),
         ("l", 53, "for a GPU"),
-        ("x", 118, "the most accurate, for a GPU"),
+        ("x", 118, "most accurate, for a GPU"),
     )
 )
 CLIP = (
-    Known(
+    KnownModel(
         "ViT-B-16-quickgelu:openai",
         *("clip", "CLIP, for vit-b-16 and zero-shot", "MIT", 599),
         repository="timm/vit_base_patch16_clip_224.openai",
     ),
-    Known(
+    KnownModel(
         "ViT-L-14-quickgelu:openai",
         *("clip", "CLIP, for vit-l-14 and zero-shot", "MIT", 1710),
         repository="timm/vit_large_patch14_clip_224.openai",
     ),
 )
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Of the models in the package.
-LICENCE = "AGPL-3.0"
+# Licence of the bundled models.
+BUNDLED_LICENCE = "AGPL-3.0"
 
-Listener = Callable[[int, int], None]  # bytes received, bytes in all
+Listener = Callable[[int, int], None]  # bytes received, total bytes
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """A line of `pevl models`."""
 
-    known: Known
-    state: str  # "bundled", "fetched" or "not here"
-    place: Path | None
+    known: KnownModel
+    state: str  # "bundled", "downloaded" or "not downloaded"
+    path: Path | None
 
 
 def bundled() -> list[str]:
-    """Names of the checkpoints in the package."""
+    """Names of the bundled checkpoints."""
     if not BUNDLED.is_dir():
         return []
     return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
 
 
-def list_models() -> list[Entry]:
-    """All models with a name, those on this computer first."""
+def list_models() -> list[ModelEntry]:
+    """All models that pevl knows by name, those on this computer first."""
     entries = []
     for name in bundled():
         folder = BUNDLED / name
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        known = Known(name, "checkpoint", "the default checkpoint", LICENCE, size)
-        entries.append(Entry(known, "bundled", folder))
-    known = Known(
+        known = KnownModel(name, "checkpoint", "the default checkpoint", BUNDLED_LICENCE, size)
+        entries.append(ModelEntry(known, "bundled", folder))
+    known = KnownModel(
         BUNDLED_WEIGHTS.stem,
         "pose",
-        "small, the default until another is fetched",
-        LICENCE,
+        "small; the default until another is downloaded",
+        BUNDLED_LICENCE,
         BUNDLED_WEIGHTS.stat().st_size / 1e6,
     )
-    entries.append(Entry(known, "bundled", BUNDLED_WEIGHTS))
+    entries.append(ModelEntry(known, "bundled", BUNDLED_WEIGHTS))
     for known in (*YOLO, *CLIP):
-        place = _place(known)
-        entries.append(Entry(known, "not here" if place is None else "fetched", place))
-    return sorted(entries, key=lambda entry: entry.place is None)
+        path = _downloaded_path(known)
+        entries.append(ModelEntry(known, "not downloaded" if path is None else "downloaded", path))
+    return sorted(entries, key=lambda entry: entry.path is None)
 
 
 def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
-    """Fetch a model by its name, check its hash, and return its path.
+    """Download a model by its name, check its hash, and return its path.
 
-    A model that was fetched before is only checked. ``listener`` is called with the bytes received
-    so far and in all. UsageError for an unknown name; PevlError when the model cannot be fetched,
-    or differs in size or hash from what its publisher lists.
+    A model that was downloaded before is only checked. ``listener`` is called with the bytes
+    received so far and the total. UsageError for an unknown name; PevlError when the download
+    fails, or when size or hash differ from the publisher's list.
     """
     known = {k.name: k for k in (*YOLO, *CLIP)}.get(name)
     if known is None:
@@ -166,12 +166,12 @@ def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
         if name == BUNDLED_WEIGHTS.stem:
             return BUNDLED_WEIGHTS
         names = ", ".join(k.name for k in (*YOLO, *CLIP))
-        raise UsageError(f"{name}: no model of this name; these can be fetched: {names}.")
+        raise UsageError(f"{name}: no model has this name; these can be downloaded: {names}.")
     return _fetch_yolo(name, listener) if known.kind == "pose" else _fetch_clip(known)
 
 
-def _place(known: Known) -> Path | None:
-    """The file of a model that was fetched, else None."""
+def _downloaded_path(known: KnownModel) -> Path | None:
+    """The file of a downloaded model; None if it is not downloaded."""
     if known.kind == "pose":
         file = cache_folder("weights") / known.name
         return file if file.is_file() else None
@@ -194,29 +194,29 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
             release = json.load(answer)
         asset: dict[str, Any] = next(a for a in release["assets"] if a["name"] == name)
         address, size = str(asset["browser_download_url"]), int(asset["size"])
-        wanted = str(asset.get("digest") or "").removeprefix("sha256:")
+        listed_hash = str(asset.get("digest") or "").removeprefix("sha256:")
     except (OSError, HTTPException, ValueError) as error:
         raise _offline(name, error, target) from error
     except (KeyError, StopIteration, TypeError) as error:
         raise PevlError(f"{name}: its publisher no longer lists it ({error!r}).") from error
     same_size = target.is_file() and target.stat().st_size == size
-    if same_size and (not wanted or _sha256(target) == wanted):
+    if same_size and (not listed_hash or _sha256(target) == listed_hash):
         return target
     digest, done = hashlib.sha256(), 0
-    # torch.hub's downloader prints, and reports no progress to a listener; pooch prints, checks no
-    # size, and keeps half a file where no hash is listed.
-    with write_aside(target) as temporary, temporary.open("wb") as file:
+    # Not torch.hub: it prints, and reports no progress to a listener. Not pooch: it prints, checks
+    # no size, and keeps an incomplete file when no hash is listed.
+    with atomic_write(target) as temporary, temporary.open("wb") as file:
         for chunk in _chunks(name, address):
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)
             listener(done, size)
         file.flush()
-        if done != size or (wanted and digest.hexdigest() != wanted):
+        if done != size or (listed_hash and digest.hexdigest() != listed_hash):
             raise PevlError(
-                f"{name}: the file received is not the one its publisher lists ({done:,} of "
+                f"{name}: the downloaded file is not the one its publisher lists ({done:,} of "
                 f"{size:,} bytes, SHA-256 {digest.hexdigest()[:12]}, listed "
-                f"{wanted[:12] or 'none'}); try again."
+                f"{listed_hash[:12] or 'none'}); try again."
             )
     return target
 
@@ -233,8 +233,8 @@ def _chunks(name: str, address: str) -> Iterator[bytes]:
 # -- CLIP's towers ------------------------------------------------------------------------------
 
 
-def _fetch_clip(known: Known) -> Path:
-    """By the hub's own client, which shows its progress and resumes a broken download."""
+def _fetch_clip(known: KnownModel) -> Path:
+    """Download by the hub's client, which shows its progress and resumes a broken download."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -248,11 +248,12 @@ def _fetch_clip(known: Known) -> Path:
         raise _offline(name, error) from error
     if path is None:
         raise PevlError(f"{name}: {known.repository} has none of {', '.join(CLIP_FILES)}.")
-    # The hub keeps a large file under the hash of its content.
-    wanted = path.resolve().name
-    if len(wanted) == 64 and _sha256(path) != wanted:
+    # The hub's cache names a large file by its SHA-256.
+    listed_hash = path.resolve().name
+    if len(listed_hash) == 64 and _sha256(path) != listed_hash:
         raise PevlError(
-            f"{path}: is damaged, its SHA-256 is not {wanted[:12]}; remove it and fetch it again."
+            f"{path}: is damaged, its SHA-256 is not {listed_hash[:12]}; remove it and "
+            "download it again."
         )
     return path
 
@@ -262,14 +263,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _offline(name: str, error: Exception, fetched: Path | None = None) -> PevlError:
+def _offline(name: str, error: Exception, downloaded: Path | None = None) -> PevlError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    if fetched is not None and fetched.is_file():
+    if downloaded is not None and downloaded.is_file():
         return PevlError(
-            f"{name}: was fetched before ({fetched}), but could not be checked: its publisher's "
-            f"list cannot be read ({reason})."
+            f"{name}: was downloaded before ({downloaded}), but could not be checked: its "
+            f"publisher's list cannot be read ({reason})."
         )
     return PevlError(
-        f"{name}: could not be fetched ({reason}). Is there a network? On a computer that has one, "
-        "`pevl models fetch` it, or download it, and name the file with --pose-weights or --clip."
+        f"{name}: could not be downloaded ({reason}). Is there a network? Or download the file on "
+        "another computer, copy it, and name it with --pose-weights or --clip."
     )

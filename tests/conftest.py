@@ -94,7 +94,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     model = tiny_model(seed=3, **SIZES)
     state = model.state_dict()
-    checkpoint.save(folder, state, checkpoint.facts_of(model.config, LABELS, None, {}))
+    checkpoint.save(folder, state, checkpoint.make_facts(model.config, LABELS, None, {}))
     return folder
 
 

@@ -56,7 +56,7 @@ def test_bundled_set(name: str) -> None:
     assert len({text.lower() for text in labels.texts}) == count
     assert len(set(labels.prompts)) == count
     assert all(prompt.endswith(f", a video of {action}") for prompt in labels.prompts)
-    assert not labels.names_a_side
+    assert not labels.mentions_left_or_right
 
 
 @pytest.mark.parametrize("name", bundled_label_sets())
@@ -270,9 +270,9 @@ def test_unicode_line_separators_do_not_end_a_line() -> None:
         ("a\nb\t  \n", 2, "no text after the TAB"),
         ("a\nb\tc\tc\n", 2, "the same phrasing twice"),
         ("a\nb\tc\t\n", 2, "no text after the TAB"),
-        ("# x\n# prompt: a video\na\n", 2, "must hold {text} exactly once"),
-        ("# x\n# prompt:\na\n", 2, "must hold {text} exactly once"),
-        ("# prompt: {text} {text}\na\n", 1, "must hold {text} exactly once"),
+        ("# x\n# prompt: a video\na\n", 2, "must contain {text} exactly once"),
+        ("# x\n# prompt:\na\n", 2, "must contain {text} exactly once"),
+        ("# prompt: {text} {text}\na\n", 1, "must contain {text} exactly once"),
         ("# prompt: {text}\na\n# prompt: {text} b\n", 3, "the first is on line 1"),
     ],
 )
@@ -289,7 +289,7 @@ def test_format_errors_name_file_and_line(text: str, line: int, says: str, tmp_p
 @pytest.mark.parametrize("data", [b"", b"\n \n\t\n", b"# only a comment\n", b"\xef\xbb\xbf"])
 def test_no_labels(data: bytes, tmp_path: Path) -> None:
     path = write(tmp_path, data)
-    with pytest.raises(PevlError, match="holds no labels") as caught:
+    with pytest.raises(PevlError, match="contains no labels") as caught:
         read_labels(path)
     assert str(path) in str(caught.value)
 
@@ -366,8 +366,8 @@ def test_a_path_too_long_is_an_error_for_the_user() -> None:
     [
         (("a", "b"), ("a",), DEFAULT_PROMPT, "2 labels and 1 texts"),
         ((), (), DEFAULT_PROMPT, "at least one label"),
-        (("a", "b", "a"), ("1", "2", "3"), DEFAULT_PROMPT, "label 'a' is given twice"),
-        (("a",), ("a",), "a video", "must hold {text} exactly once"),
+        (("a", "b", "a"), ("1", "2", "3"), DEFAULT_PROMPT, "label 'a' occurs twice"),
+        (("a",), ("a",), "a video", "must contain {text} exactly once"),
     ],
 )
 def test_label_set_is_checked(
@@ -393,7 +393,7 @@ def test_label_set_is_checked(
     ],
 )
 def test_names_a_side(name: str, text: str, expected: bool) -> None:
-    assert LabelSet(("plain", name), ("plain", text)).names_a_side is expected
+    assert LabelSet(("plain", name), ("plain", text)).mentions_left_or_right is expected
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_several_phrasings_of_a_label() -> None:
     assert labels.prompts == ["squat, a video of action", "push-up, a video of action"]
     assert labels.phrasings[0] == labels.prompts[:1]
     assert [p.split(",")[0] for p in labels.phrasings[1]] == ["push-up", "press-up", "a press"]
-    assert labels.names_a_side, "one phrasing is enough"
+    assert labels.mentions_left_or_right, "one phrasing is enough"
     assert parse_labels("a\nb\tc\n", "f").others == (), "nothing to hold"
     with pytest.raises(PevlError, match="phrasings"):
         LabelSet(("a", "b"), ("a", "b"), others=(("c",),))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import drawn_labels
 
-from pevl_cli.metrics import accuracy, intervals, paired, ranks, reliability
+from pevl_cli.metrics import accuracy, intervals, paired_test, ranks, reliability
 
 NAMES = tuple("abcdefg")
 
@@ -21,11 +21,11 @@ def test_accuracy_of_a_known_case() -> None:
             [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],  # the second
         ]
     )
-    got = accuracy(similarity[:, None], [0, 0, 0, 1], NAMES)
-    assert (got.top1, got.top5, got.count) == (0.5, 0.75, 4)
-    assert got.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
-    assert got.mean_class == pytest.approx(1 / 3)
-    assert got.confused == [("a", "c", 1), ("b", "a", 1)]
+    actual = accuracy(similarity[:, None], [0, 0, 0, 1], NAMES)
+    assert (actual.top1, actual.top5, actual.count) == (0.5, 0.75, 4)
+    assert actual.per_class == {"a": pytest.approx(2 / 3), "b": 0.0}
+    assert actual.mean_class == pytest.approx(1 / 3)
+    assert actual.confused == [("a", "c", 1), ("b", "a", 1)]
 
 
 def test_with_five_labels_or_fewer_all_are_among_the_first_five() -> None:
@@ -98,10 +98,10 @@ def test_two_models_on_the_same_clips() -> None:
     second = first.copy()
     second[50:62] = True  # twelve gained
     second[:2] = False  # two lost
-    found = paired(first, second, [""] * 100)
+    found = paired_test(first, second, [""] * 100)
     assert (found.only_first, found.only_second) == (2, 12)
     assert found.difference == pytest.approx(0.1)
     assert found.interval.low < 0.1 < found.interval.high
     # The exact sign test of 2 in 14.
     assert found.p_value == pytest.approx(2 * (1 + 14 + 91) / 2**14)
-    assert paired(first, first, [""] * 100).p_value == 1
+    assert paired_test(first, first, [""] * 100).p_value == 1

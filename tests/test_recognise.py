@@ -33,7 +33,7 @@ def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
     sample = recogniser.read(make_video(frames=halves))
     for names, ways in (("jump", "turn"), (False, True)), (("left jump", "turn"), (False,)):
         labels = LabelSet(names, names)
-        assert labels.names_a_side == (len(ways) == 1)
+        assert labels.mentions_left_or_right == (len(ways) == 1)
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [
@@ -73,4 +73,4 @@ def test_prototype_similarity_is_that_of_the_given_labels(
 
     assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
     assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
-    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "never learnt"
+    assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "not trained on"

@@ -63,7 +63,7 @@ def test_weights_are_fetched_once_and_found(server: dict[str, Any]) -> None:
     assert progress[-1] == (len(WEIGHTS), len(WEIGHTS)) and len(progress) > 1
     assert models.fetch(NAME) == place and server["asked"].count("/file") == 1
     entry = next(e for e in models.list_models() if e.known.name == NAME)
-    assert (entry.state, entry.place) == ("fetched", place)
+    assert (entry.state, entry.path) == ("downloaded", place)
     place.write_bytes(b"damaged")
     assert models.fetch(NAME).read_bytes() == WEIGHTS
     assert find_weights(place) == place
@@ -76,7 +76,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(
     server["asset"].update(change)
     with pytest.raises(PevlError, match="is not the one its publisher lists"):
         models.fetch(NAME)
-    assert all(e.known.name != NAME for e in models.list_models() if e.place)
+    assert all(e.known.name != NAME for e in models.list_models() if e.path)
 
 
 def test_without_a_network_it_is_said_what_to_do(
@@ -94,7 +94,7 @@ def test_a_download_that_breaks_off_is_told(server: dict[str, Any]) -> None:
     server["sent"] = len(WEIGHTS) // 2
     with pytest.raises(PevlError, match="is not the one its publisher lists"):
         models.fetch(NAME)
-    assert all(e.known.name != NAME for e in models.list_models() if e.place)
+    assert all(e.known.name != NAME for e in models.list_models() if e.path)
 
 
 def test_one_that_is_here_and_cannot_be_checked_is_told(
@@ -102,7 +102,7 @@ def test_one_that_is_here_and_cannot_be_checked_is_told(
 ) -> None:
     models.fetch(NAME)
     monkeypatch.setattr(models, "RELEASE", "http://127.0.0.1:9/nobody")
-    with pytest.raises(PevlError, match=r"was fetched before .*, but could not be checked"):
+    with pytest.raises(PevlError, match=r"was downloaded before .*, but could not be checked"):
         models.fetch(NAME)
 
 
@@ -135,7 +135,9 @@ def test_the_list_says_what_is_here() -> None:
         "pevl-mini" in result.output and "bundled" in result.output and "yolo11x" in result.output
     )
     assert models.fetch("pevl-pose") == BUNDLED_WEIGHTS, "it is here already"
-    with pytest.raises(UsageError, match="no model of this name; these can be fetched: yolo11n"):
+    with pytest.raises(
+        UsageError, match="no model has this name; these can be downloaded: yolo11n"
+    ):
         models.fetch("yolo99-pose.pt")
 
 
@@ -175,25 +177,25 @@ def test_weights_that_were_named_must_exist(
     monkeypatch.setenv(models.WEIGHTS_VARIABLE, str(weights))
     assert find_weights() == weights
     with pytest.raises(PevlError, match="no such pose weights file"):
-        find_weights(tmp_path / "nowhere" / models.USUAL_WEIGHTS)
+        find_weights(tmp_path / "nowhere" / models.RECOMMENDED_WEIGHTS)
 
 
 def test_the_bundled_network_is_used_until_another_is_fetched(weights: Path) -> None:
     assert find_weights() == find_weights("pevl-pose") == BUNDLED_WEIGHTS
-    note = models.fallback_note()
-    assert note is not None and f"pevl models fetch {models.USUAL_WEIGHTS}" in note
-    assert models.fallback_note("pevl-pose") is None, "who chooses it knows"
+    note = models.bundled_weights_note()
+    assert note is not None and f"pevl models fetch {models.RECOMMENDED_WEIGHTS}" in note
+    assert models.bundled_weights_note("pevl-pose") is None, "who chooses it knows"
     with pytest.raises(PevlError, match="no such pose weights file"):
-        find_weights(models.USUAL_WEIGHTS)
-    file = fetched(models.USUAL_WEIGHTS)
-    assert find_weights() == find_weights(models.USUAL_WEIGHTS) == file
-    assert models.fallback_note() is None
+        find_weights(models.RECOMMENDED_WEIGHTS)
+    file = fetched(models.RECOMMENDED_WEIGHTS)
+    assert find_weights() == find_weights(models.RECOMMENDED_WEIGHTS) == file
+    assert models.bundled_weights_note() is None
 
 
 def test_nothing_in_the_working_folder_is_used_unless_it_is_named(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = models.USUAL_WEIGHTS
+    name = models.RECOMMENDED_WEIGHTS
     Path(name).write_bytes(b"somebody's file")
     Path("pevl-pose").write_bytes(b"somebody's file")
     assert find_weights() == find_weights("pevl-pose") == BUNDLED_WEIGHTS

@@ -1,4 +1,4 @@
-"""`pevl ablate`: the variants of one of the paper's tables, trained and measured."""
+"""`pevl ablate`: train and measure the variants of one of the paper's tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def ablate(
     epochs: options.Epochs = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Give it once for each seed. Default: 0, 1 and 2."),
+        typer.Option(
+            min=0, help="Random seed; repeat the option for several. Default: 0, 1 and 2."
+        ),
     ] = None,
     assignments: options.Assignments = None,
     pose_weights: options.PoseWeights = None,
@@ -48,10 +50,10 @@ def ablate(
     ] = None,
     output: options.Output = None,
 ) -> None:
-    """Repeat one of the paper's ablations on your data.
+    """Repeat an ablation table of the paper on your data.
 
-    Each variant of the table is trained and measured, with each seed.
-    A run that was stopped is continued by the same command.
+    Trains and measures each variant of the table with each seed.
+    Run the same command again to continue after an interruption.
 
     \b
     Example: pevl ablate components --dataset haa500 --root DIR --epochs 30
@@ -89,18 +91,18 @@ def _run(
     from pevl_cli.training.settings import load_settings
 
     settings = load_settings(config, overrides, assignments)
-    if settings.run.out is None:  # not into the folder of a training
+    if settings.run.out is None:  # not the folder of `pevl train`
         folder = settings.folder.with_name(f"{settings.folder.name}-ablation")
         run = settings.run.model_copy(update={"out": folder})
         settings = settings.model_copy(update={"run": run})
     manifest = read_data(settings.data, 0)
-    for warning in (*manifest.warnings, *manifest.drawn):
+    for warning in (*manifest.warnings, *manifest.split_notes):
         console.warn(warning)
 
     from pevl_cli.evaluation import ablation
-    from pevl_cli.training.train import stored_poses_of
+    from pevl_cli.training.train import read_stored_poses
 
-    stored = stored_poses_of(settings, manifest)
+    stored = read_stored_poses(settings, manifest)
     console.note_bundled_weights(settings.run.pose_weights, stored is None)
     with AblationView() as listener:
         rows = ablation.ablate(name, settings, manifest, stored, seeds, listener)

@@ -1,6 +1,6 @@
-"""The command `pevl`: its subcommands, the settings of its process, and errors as exit codes.
+"""The command `pevl`: its subcommands, process settings and exit codes.
 
-Heavy imports are inside the commands' functions, so that help and usage errors are quick. Results
+Slow imports are inside the commands' functions, so that help and usage errors are quick. Results
 go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage,
 130 interrupted.
 """
@@ -18,7 +18,7 @@ import typer
 from pevl_cli import __version__
 from pevl_cli.cli import console, data, models
 from pevl_cli.cli.ablate import ablate
-from pevl_cli.cli.benchmark import benchmark, replaced_spelling
+from pevl_cli.cli.benchmark import benchmark, new_command
 from pevl_cli.cli.classify import classify
 from pevl_cli.cli.compare import compare
 from pevl_cli.cli.demo import demo
@@ -32,12 +32,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: loading rich's takes as long as all the rest
+    rich_markup_mode=None,  # plain help: importing rich doubles the start-up time
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(show: bool) -> None:
+    if show:
         print(f"pevl {__version__}")
         raise typer.Exit
 
@@ -50,9 +50,7 @@ def _global_options(
             "--version", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where in the code an error was raised.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     console.show_tracebacks(debug)
 
@@ -69,12 +67,12 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Run the command; the one place where errors become a line and an exit code."""
+    """Run the command. Only here an error becomes a message line and an exit code."""
     _prepare_process()
     try:
-        replacement = replaced_spelling(sys.argv[1:])
+        replacement = new_command(sys.argv[1:])
         if replacement is not None:
-            raise UsageError(f"this is now a command of its own: {replacement}")
+            raise UsageError(f"this option is now a separate command; use: {replacement}")
         app(prog_name="pevl")
     except PevlError as error:
         console.print_error(error)
@@ -88,17 +86,19 @@ def main() -> None:
 
 
 def _prepare_process() -> None:
-    """Settings of the whole process that our own command may make and our library must not.
+    """Change settings of the whole process, which only the command may do, not the library.
 
-    Called before the heavy imports, as most are read when a library is imported.
+    Runs before the slow imports: most settings are read when a library is imported.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after a fork
-    # OpenMP threads that spin while they wait slow a training step down up to seven times as soon
-    # as anything else runs on the machine (benchmarks/README.md).
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # avoids a warning of tokenizers after a fork
+    # OpenMP threads that spin while they wait make a training step up to seven times slower when
+    # other programs run on the machine (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Log lines that repeat what our own messages say: Fabric's greeting, the hub's retries, and
-    # open_clip's, which go to the root logger.
-    for part in ("utilities", "strategies", "plugins"):  # the import sets the level of the whole
+    # Hide log lines that repeat pevl's own messages: Fabric's start-up lines, the hub's retries,
+    # and open_clip's lines, which go to the root logger.
+    for part in ("utilities", "strategies", "plugins"):  # importing Fabric sets its top level
         logging.getLogger(f"lightning_fabric.{part}").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     logging.getLogger().addFilter(_is_not_from_open_clip)

@@ -1,4 +1,4 @@
-"""Several files one after the other: a file that fails does not stop the others."""
+"""Process several files one after the other; a failed file does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Result = TypeVar("Result")
 def process_files(
     paths: Sequence[Path], process: Callable[[Path], Result]
 ) -> tuple[list[Result], int]:
-    """The results of the files that worked, and how many failed; each failure is printed."""
+    """The results of the successful files, and the number of failed files.
+
+    The error of each failed file is printed.
+    """
     results, failed = [], 0
     for path in paths:
         try:

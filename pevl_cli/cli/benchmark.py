@@ -1,4 +1,4 @@
-"""`pevl benchmark`: the figures of a checkpoint on a data set."""
+"""`pevl benchmark`: measure a checkpoint on a data set."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 def benchmark(
     dataset: options.Dataset,
     checkpoint: Annotated[
-        str, typer.Option(help="Checkpoint folder or bundled name.")
+        str, typer.Option(help="Checkpoint: a folder or a bundled name.")
     ] = "pevl-mini",
     root: options.Root = None,
     poses: options.Poses = None,
     split: Annotated[
-        choices.Split | None, typer.Option(help="Default: the split of the published figures.")
+        choices.Split | None,
+        typer.Option(help="Split to measure. Default: the one with published results."),
     ] = None,
     labels: options.DatasetLabels = None,
     fold: options.Fold = None,
@@ -40,7 +41,7 @@ def benchmark(
     clip: options.Clip = None,
     views: options.Views = 1,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Clips at a time; halved where the memory is too small.")
+        int, typer.Option(min=1, help="Clips per forward pass; halved when memory is too small.")
     ] = 16,
     workers: options.Workers = None,
     no_pose: options.NoPose = False,
@@ -49,20 +50,20 @@ def benchmark(
     precision: options.Precision = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report. Default: runs/DATASET-SPLIT-by-CHECKPOINT."),
+        typer.Option(help="Folder for the report. Default: runs/DATASET-SPLIT-by-CHECKPOINT."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             *("--output", "-o"),
             callback=check_output,
-            help="Write the figures to this JSON file, and no report.",
+            help="Write the results to this JSON file instead of a report.",
         ),
     ] = None,
 ) -> None:
     """Measure a checkpoint on a data set.
 
-    Writes a report (HTML, Markdown, JSON) and prints the main figures.
+    Writes a report (HTML, Markdown, JSON) and prints the main results.
 
     \b
     Example:
@@ -79,7 +80,7 @@ def benchmark(
     data = DataSettings(dataset=dataset, root=root, poses=poses, labels=labels, fold=fold)
     manifest = _read_data(data, checkpoint)
     measured_split, _ = evaluation.choose_split(manifest, checkpoint, split)
-    for warning in (*manifest.warnings, *(manifest.drawn if measured_split != "all" else ())):
+    for warning in (*manifest.warnings, *(manifest.split_notes if measured_split != "all" else ())):
         console.warn(warning)
     stored = None if no_pose else _stored_poses(manifest, poses, pose_weights, layout)
     use_detector = not no_pose and stored is None
@@ -106,18 +107,18 @@ def benchmark(
             )
     except BaseException:
         if folder is not None:
-            with suppress(OSError):  # a folder that holds anything stays
+            with suppress(OSError):  # only an empty folder is removed
                 folder.rmdir()
         raise
     _write(outcome, manifest, recogniser, stored, folder, output)
     if evaluation.seen_in_training(outcome.split, manifest, checkpoint):
         console.warn(
-            "the checkpoint was trained on these clips; the figures do not hold for other clips"
+            "the checkpoint was trained on these clips; on new clips the results are usually lower"
         )
 
 
 def _read_data(data: DataSettings, checkpoint: str) -> Manifest:
-    """The data set; clips that the checkpoint's training held out are drawn in the same way."""
+    """Read the data set; held-out clips are chosen with the checkpoint's seed and method."""
     from pevl_cli.data.dataset import read_data
     from pevl_cli.model.checkpoint import find, read_facts
 
@@ -130,7 +131,7 @@ def _read_data(data: DataSettings, checkpoint: str) -> Manifest:
 def _stored_poses(
     manifest: Manifest, poses: Path | None, pose_weights: Path | None, layout: str | None
 ) -> PoseStore | None:
-    """The poses of --poses, or those that the data set brings unless a detector was chosen."""
+    """The poses of --poses; without it and --pose-weights, those of the data set."""
     from pevl_cli.pose.files import read_poses
     from pevl_cli.training.train import count_without_poses
 
@@ -150,7 +151,7 @@ def _write(
     folder: Path | None,
     output: Path | None,
 ) -> None:
-    """The report or the JSON file, and the figures on stdout."""
+    """Write the report or the JSON file, and print the results."""
     if folder is not None:
         from pevl_cli.evaluation.report_page import write_report
 
@@ -163,14 +164,16 @@ def _write(
 
 
 def _short_name(checkpoint: str) -> str:
-    """A checkpoint's name in the name of a report: `my_set-mini-best` for runs/my_set-mini/best."""
+    """A checkpoint's name in the report folder's name, such as `my_set-mini-best`."""
     path = Path(checkpoint)
     return "-".join(path.resolve().parts[-2:]) if path.is_dir() else path.name
 
 
-def replaced_spelling(arguments: Sequence[str]) -> str | None:
-    """The new command for `pevl benchmark --compare` and `pevl benchmark --ablation`, which earlier
-    releases had; None for any other arguments."""
+def new_command(arguments: Sequence[str]) -> str | None:
+    """The new command for `pevl benchmark --compare` and `--ablation`, options of earlier releases.
+
+    None for all other arguments.
+    """
     command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), None)
     if command is None or arguments[command] != "benchmark":
         return None
@@ -178,11 +181,11 @@ def replaced_spelling(arguments: Sequence[str]) -> str | None:
     if "--compare" in rest:
         rest.remove("--compare")
         return shlex.join(["pevl", "compare", *rest])
-    for place, argument in enumerate(rest):
+    for position, argument in enumerate(rest):
         option, equals, name = argument.partition("=")
         if option == "--ablation":
-            after = rest[place + 1 :]
+            after = rest[position + 1 :]
             if not equals:
                 name, after = (after[0] if after else "NAME"), after[1:]
-            return shlex.join(["pevl", "ablate", name, *rest[:place], *after])
+            return shlex.join(["pevl", "ablate", name, *rest[:position], *after])
     return None

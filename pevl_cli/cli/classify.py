@@ -22,19 +22,22 @@ def classify(
     videos: options.Videos,
     labels: Annotated[
         str | None,
-        typer.Option(help="Label file, or a bundled set such as gym99. Default: the checkpoint's."),
+        typer.Option(
+            help="Actions to choose from: a label file, or a bundled set such as gym99. Default: "
+            "the checkpoint's labels."
+        ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or bundled name. Default: pevl-mini.")
+        str | None, typer.Option(help="Checkpoint: a folder or a bundled name. Default: pevl-mini.")
     ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
             help="CLIP weights: NAME:TAG of open_clip, or a file. Without --checkpoint: plain "
-            "CLIP, zero-shot."
+            "zero-shot CLIP without pose."
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,
     views: options.Views = 1,
     start: options.Start = None,
     end: options.End = None,
@@ -42,7 +45,7 @@ def classify(
     pose_weights: options.PoseWeights = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-    format: Annotated[Format, typer.Option(help="Form of the result.")] = "table",
+    format: Annotated[Format, typer.Option(help="Output format.")] = "table",
     output: options.Output = None,
 ) -> None:
     """Name the action in each video.
@@ -81,7 +84,10 @@ def classify(
 
 
 def _write_answers(answers: list[Answer], format: Format, output: Path | None) -> None:
-    """All answers in one document; a table on the screen was shown while they came."""
+    """Write all answers in one document.
+
+    A table on the screen is already printed, video by video.
+    """
     from pevl_cli.output import records
 
     if format == "json":

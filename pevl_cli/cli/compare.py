@@ -1,4 +1,4 @@
-"""`pevl compare`: results of `pevl benchmark` side by side."""
+"""`pevl compare`: compare results of `pevl benchmark`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pevl_cli.cli.paths import check_output, write_text
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Two or more folders with a result.json.", metavar="RUN"),
+        typer.Argument(help="Two or more report folders of `pevl benchmark`.", metavar="RUN"),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             *("--output", "-o"),
             callback=check_output,
-            help="Write the comparison to this file, .md or .json, not to stdout.",
+            help="Write the comparison to this file (.md or .json) instead of the screen.",
         ),
     ] = None,
 ) -> None:
     """Compare results of `pevl benchmark`.
 
-    The first is compared with each of the others, paired clip by clip.
+    Compares the first run with each other run, clip by clip.
 
     \b
     Example: pevl compare runs/my_set-test-by-a runs/my_set-test-by-b -o both.md

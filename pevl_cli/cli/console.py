@@ -12,32 +12,35 @@ if TYPE_CHECKING:
 
     from pevl_cli.errors import PevlError
 
-# `pevl --debug`. Set once, by the command's callback, before any subcommand runs.
+# The option `pevl --debug`; set once, before a subcommand runs.
 _show_tracebacks = False
 
 
 def show_tracebacks(show: bool) -> None:
-    """Whether `print_error` also prints where in the code an error was raised."""
+    """Set whether `print_error` also prints the traceback."""
     global _show_tracebacks
     _show_tracebacks = show
 
 
 def stderr() -> Console:
+    """A rich console that writes to stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def note(text: str) -> None:
+    """Print a note on stderr."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
+    """Print a warning on stderr."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def print_error(error: PevlError) -> None:
-    """An error in one line, whatever its text."""
+    """Print an error on stderr, in one line."""
     if _show_tracebacks:
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -46,13 +49,13 @@ def print_error(error: PevlError) -> None:
 def warn_about_missing_poses(count: int, source: Path | None) -> None:
     """Warn that ``count`` clips of a data set have no stored poses."""
     if count:
-        warn(f"{count} clips have no poses in {source}; only their video frames are used")
+        warn(f"{count} clips have no poses in {source}; for these, only the video frames are used")
 
 
 def note_bundled_weights(pose_weights: Path | None, used: bool = True) -> None:
-    """A note where the bundled detector is used because no other was chosen or fetched."""
-    from pevl_cli.weights import fallback_note
+    """Print a note if the bundled detector is used because no other is chosen or downloaded."""
+    from pevl_cli.weights import bundled_weights_note
 
-    text = fallback_note(pose_weights) if used else None
+    text = bundled_weights_note(pose_weights) if used else None
     if text is not None:
         note(text)

@@ -1,4 +1,4 @@
-"""`pevl data`: what of a data set is on disk."""
+"""`pevl data`: check which clips of a data set are on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def data() -> None:
-    """Check a data set; the names of data sets.
+    """Check a data set; this help lists the data sets.
 
     \b
     gym99, gym288            FineGym, v1.0 lists (finegym = gym99)
@@ -33,7 +33,9 @@ def data() -> None:
 
 @app.command("check")
 def check_data(
-    name: Annotated[str, typer.Argument(help="A data set's name, folder or CSV.")],
+    name: Annotated[
+        str, typer.Argument(help="A data set: its name, folder or CSV.", metavar="NAME")
+    ],
     root: options.Root = None,
     poses: options.Poses = None,
     labels: options.DatasetLabels = None,
@@ -47,7 +49,7 @@ def check_data(
         ),
     ] = None,
 ) -> None:
-    """Count the clips of a data set that are on disk, and those that are missing.
+    """Count the clips on disk and the missing clips.
 
     \b
     Example: pevl data check gym99 --root DIR --output missing.csv
@@ -62,7 +64,7 @@ def check_data(
         from pevl_cli.pose.files import read_poses
 
         stored = read_poses(source)
-    for warning in (*manifest.warnings, *manifest.drawn):
+    for warning in (*manifest.warnings, *manifest.split_notes):
         console.warn(warning)
     rows, missing = _count(manifest, stored)
     tables.show_data_check(manifest.name or name, rows)
@@ -73,28 +75,28 @@ def check_data(
         print(f"{output} lists the {len(missing)} missing clips")
     elif missing:
         example = missing[0].name or missing[0].path
-        print(f"missing, for example: {example}; hint: --output FILE.csv lists all")
+        print(f"missing, for example: {example}; hint: list all with --output FILE.csv")
 
 
 def _count(
     manifest: Manifest, stored: PoseStore | None
 ) -> tuple[list[tuple[int | str, ...]], list[Item]]:
-    """Rows of `tables.show_data_check`, and the clips with neither a video nor poses."""
+    """Rows of `tables.show_data_check`, and the missing clips: those without video and poses."""
     from pevl_cli.data.manifest import SPLITS
 
     rows: list[tuple[int | str, ...]] = []
     missing: list[Item] = []
     for split in SPLITS:
-        items = manifest.of(split)
-        if not items and split not in manifest.official:
+        items = manifest.in_split(split)
+        if not items and split not in manifest.official_counts:
             continue
         on_disk = [i for i in items if i.on_disk and i.path.exists()]
-        posed = [i for i in items if stored is not None and stored.find(i.name) is not None]
-        available = {*on_disk, *posed}
+        with_poses = [i for i in items if stored is not None and stored.find(i.name) is not None]
+        available = {*on_disk, *with_poses}
         absent = [i for i in items if i not in available]
         missing += absent
         parts = sum(i.start_s is not None for i in on_disk)
-        official = manifest.official.get(split)
-        counts = (len(items), len(on_disk) - parts, parts, len(posed), len(absent))
+        official = manifest.official_counts.get(split)
+        counts = (len(items), len(on_disk) - parts, parts, len(with_poses), len(absent))
         rows.append((split, "" if official is None else official, *counts))
     return rows, missing

@@ -1,4 +1,4 @@
-"""`pevl demo`: a first run without a video."""
+"""`pevl demo`: try pevl without a video."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pevl_cli.cli.paths import check_pose_weights, make_folder
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the clip and the picture. Default: a temporary one."),
+        typer.Option(help="Folder for the clip and the image. Default: a temporary folder."),
     ] = None,
     pose_weights: options.PoseWeights = None,
     device: options.Device = "auto",
 ) -> None:
-    """Try it without a video of your own.
+    """Try pevl without a video.
 
-    Draws a short clip, names its action and shows the joints that the model used.
-    Writes into --out or a temporary folder, and nothing else.
+    Draws a short clip, names its action and shows the detected joints.
+    Writes files only into --out or a temporary folder.
 
     \b
     Example: pevl demo --out demo
@@ -36,14 +36,14 @@ def demo(
 
     check_pose_weights(pose_weights)
     console.note_bundled_weights(pose_weights)
-    weights = find_weights(pose_weights)  # in the real cache
+    weights = find_weights(pose_weights)  # before the temporary cache replaces the real one
     folder = out or Path(tempfile.mkdtemp(prefix="pevl-demo-"))
     make_folder(folder)
     with _temporary_cache():
         from pevl_cli import recognise
         from pevl_cli.media.video import read_timeline, sample_clip
         from pevl_cli.output import demo_clip
-        from pevl_cli.output.draw import draw_actor, drawn_frame
+        from pevl_cli.output.draw import draw_actor, draw_frame
 
         clip = demo_clip.draw_clip(folder / "demo.mp4")
         recogniser = recognise.load(pose_weights=weights, device=device)
@@ -51,11 +51,11 @@ def demo(
         sampled = sample_clip(clip, recogniser.model.config.pose_frames)
         assert recogniser.detector is not None
         actor = recogniser.detector.actor(sampled)
-        picture = folder / "demo.png"
-        draw_actor(picture, read_timeline(clip), actor, sampled.indices)
+        image = folder / "demo.png"
+        draw_actor(image, read_timeline(clip), actor, sampled.indices)
     tables.show_answer(answer)
-    tables.show_picture(drawn_frame(sampled, actor))
-    print(f"\nclip: {clip}\njoints: {picture}\n\nnext:")
+    tables.show_image(draw_frame(sampled, actor))
+    print(f"\nclip: {clip}\njoints: {image}\n\nnext:")
     print(f"  {shlex.join(['pevl', 'classify', str(clip), '--top-k', '3'])}")
     print("  pevl classify YOUR_CLIP.mp4")
     print("  pevl train --dataset FOLDER_OF_CLASS_FOLDERS --init pevl-mini")
@@ -63,7 +63,7 @@ def demo(
 
 @contextmanager
 def _temporary_cache() -> Iterator[None]:
-    """Our caches and ultralytics' settings go to a folder that is removed afterwards."""
+    """Put pevl's caches and ultralytics' settings into a temporary folder."""
     from pevl_cli.cache import CACHE_VARIABLE
 
     variables = (CACHE_VARIABLE, "YOLO_CONFIG_DIR")

@@ -1,4 +1,4 @@
-"""`pevl models`: the models known by name, and fetching one."""
+"""`pevl models`: list the models that pevl knows by name, and download one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def list_models(context: typer.Context) -> None:
-    """List the known models, or fetch one.
+    """List the known models, or download one.
 
-    The list has state, size, licence, and the path of what is on disk.
+    The list shows the state, size and licence of each model, and the path if it is on disk.
 
     \b
     Examples:
@@ -40,6 +40,6 @@ def fetch_model(
     """
     from pevl_cli.weights import fetch
 
-    with ClipProgress("fetching") as listener:
+    with ClipProgress("downloading") as listener:
         path = fetch(name, listener)
     print(path)

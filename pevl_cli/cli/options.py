@@ -1,4 +1,4 @@
-"""Every option that more than one command has, once.
+"""The options that several commands share, each defined once.
 
 Typer reads an option from the annotation of a parameter, and its default from the parameter.
 """
@@ -17,88 +17,110 @@ from pevl_cli.errors import UsageError
 
 def _check_views(views: int) -> int:
     if views == 2:
-        raise UsageError("--views 2: use 1, or 3 as in the paper.")
+        raise UsageError("--views 2: use 1 or 3 (3 as in the paper).")
     return views
 
 
-_device = typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")
-_precision = typer.Option(help="Number format of the matrix products.")
+_device = typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
+_precision = typer.Option(
+    help="Number format of the computation; auto chooses by model and hardware."
+)
 _output = typer.Option(
-    "--output", "-o", callback=check_output, help="Write the result to this file, not to stdout."
+    "--output",
+    "-o",
+    callback=check_output,
+    help="Write the result to this file instead of the screen.",
 )
 
-# -- what to look at
+# -- input
 Videos = Annotated[
-    list[str], typer.Argument(help="Video files, folders or patterns.", metavar="VIDEO")
+    list[str],
+    typer.Argument(help="Video files, folders, or patterns such as '*.mp4'.", metavar="VIDEO"),
 ]
-Start = Annotated[float | None, typer.Option(help="Begin at this time of the video, in seconds.")]
-End = Annotated[float | None, typer.Option(help="End at this time of the video, in seconds.")]
+Start = Annotated[float | None, typer.Option(help="Start of the part to use, in seconds.")]
+End = Annotated[float | None, typer.Option(help="End of the part to use, in seconds.")]
 Dataset = Annotated[
     Path,
-    typer.Option(help="Folder of class folders, CSV, PYSKL pickle, or a name such as haa500."),
+    typer.Option(
+        help="A folder with one folder per action, a CSV, a PYSKL pickle, or a name such as haa500."
+    ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Download folder of a named data set (see `pevl data --help`)."),
+    typer.Option(help="Folder of the files of a named data set (see `pevl data --help`)."),
 ]
 DatasetLabels = Annotated[
-    str | None, typer.Option("--labels", help="Label file of a data set whose labels are numbers.")
+    str | None,
+    typer.Option("--labels", help="Label file with the names or texts of the data set's labels."),
 ]
 Fold = Annotated[
-    str | None, typer.Option(help="Split of a pickle with several splits: 1, xsub, ...")
+    str | None, typer.Option(help="Which split of a pickle with several splits: 1, xsub, ...")
 ]
 
 # -- joints
 Poses = Annotated[
     Path | None,
-    typer.Option(help="Stored poses: a store of `pevl pose`, a PYSKL pickle, or a JSON folder."),
+    typer.Option(
+        help="Use stored poses: a file of `pevl pose --store`, a PYSKL pickle, or a folder of "
+        "JSON files."
+    ),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(help="Skeleton of --poses, where the number of joints leaves it open."),
+    typer.Option(
+        help="Skeleton of the stored poses, such as coco17. Default: by the number of joints."
+    ),
 ]
-NoPose = Annotated[bool, typer.Option("--no-pose", help="Use the video frames only.")]
+NoPose = Annotated[bool, typer.Option("--no-pose", help="Use the video frames only, no joints.")]
 PoseWeights = Annotated[
     Path | None,
     typer.Option(
-        help="YOLO-pose weights: a file or a name of `pevl models`. Default: $PEVL_POSE_WEIGHTS, "
-        "else yolo11n-pose.pt if it was fetched, else the bundled detector."
+        help="Pose detector (YOLO-pose): a file, or a name from `pevl models`. Default: "
+        "$PEVL_POSE_WEIGHTS, then yolo11n-pose.pt if downloaded, then the bundled detector."
     ),
 ]
 Workers = Annotated[
     int | None,
-    # The second name is that of earlier releases.
+    # --processes is the name in earlier releases.
     typer.Option(
         "--workers",
         "--processes",
         min=1,
-        help="Processes that decode clips and find joints; they share the GPUs.",
+        help="Number of processes that decode clips and detect joints; they share the GPUs.",
     ),
 ]
 
-# -- the model, and how it runs
+# -- model and device
 Clip = Annotated[str | None, typer.Option(help="CLIP weights: NAME:TAG of open_clip, or a file.")]
 Config = Annotated[
     str | None,
     typer.Option(
-        help="mini (from scratch), vit-b-16 or vit-l-14 (on CLIP), or a YAML file. Default: mini."
+        help="Model and settings: mini (small, without CLIP), vit-b-16 or vit-l-14 (on CLIP), or "
+        "a YAML file. Default: mini."
     ),
 ]
 Views = Annotated[
     int,
     typer.Option(
-        min=1, max=3, callback=_check_views, help="1, or 3 crops whose similarities are averaged."
+        min=1,
+        max=3,
+        callback=_check_views,
+        help="Crops per frame, 1 or 3; their similarities are averaged.",
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training clips.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Number of passes over the training clips.")
+]
 Device = Annotated[str, _device]
-OptionalDevice = Annotated[str | None, _device]  # None: as the settings have it
+OptionalDevice = Annotated[str | None, _device]  # None: the value of the settings
 Precision = Annotated[choices.Precision, _precision]
 OptionalPrecision = Annotated[choices.Precision | None, _precision]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any training setting: optim.lr=1e-4.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set", help="Set any training setting, such as optim.lr=1e-4.", metavar="KEY=VALUE"
+    ),
 ]
 
-# -- where the result goes
+# -- output
 Output = Annotated[Path | None, _output]

@@ -1,4 +1,4 @@
-"""Paths that the user names: checked before the work begins, and written to after it."""
+"""Check the paths of options before the work begins; write the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pevl_cli.errors import PevlError, UsageError
 
 
 def check_output(path: Path | None) -> Path | None:
-    """The path, if a file can be written there. UsageError if not."""
+    """The path itself. UsageError if it is a folder, or if its folder does not exist."""
     if path is None:
         return None
     if path.is_dir():
@@ -23,31 +23,31 @@ def check_output(path: Path | None) -> Path | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of --out. UsageError where it cannot be made or written to."""
+    """Create the folder of --out. UsageError when it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--out {folder}: not a folder that can be made ({error.strerror})."
+            f"--out {folder}: this folder cannot be created ({error.strerror})."
         ) from error
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--out {folder}: this folder cannot be written to.")
 
 
 def write_text(text: str, output: Path | None) -> None:
-    """Write to the file, as a whole or not at all, or to stdout where there is none."""
+    """Write text to a file atomically; ``output`` None: to stdout."""
     text = text if text.endswith("\n") else text + "\n"
     if output is None:
         sys.stdout.write(text)
         return
-    from pevl_cli.cache import write_aside
+    from pevl_cli.cache import atomic_write
 
-    with write_aside(output) as temporary:
+    with atomic_write(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def check_files_exist(paths: Sequence[Path]) -> None:
-    """PevlError if none of the files exists; a part of them is left to the batch."""
+    """PevlError if no file exists. If only some are missing, processing reports each of them."""
     if not any(path.exists() for path in paths):
         for path in paths[:-1]:
             console.print_error(PevlError(f"{path}: this file does not exist."))
@@ -55,7 +55,7 @@ def check_files_exist(paths: Sequence[Path]) -> None:
 
 
 def check_pose_weights(pose_weights: Path | None) -> None:
-    """UsageError for named weights that cannot be located, before torch is loaded."""
+    """UsageError for --pose-weights that do not exist. Does not import torch."""
     if pose_weights is None or pose_weights.expanduser().is_file():
         return
     from pevl_cli.weights import find_weights

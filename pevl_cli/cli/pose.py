@@ -1,4 +1,4 @@
-"""`pevl pose`: the actor's joints in a video, or of a whole data set into a store."""
+"""`pevl pose`: detect the actor's joints in videos, or store those of a whole data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from pevl_cli.cli import console, options
 from pevl_cli.cli.batch import exit_if_failed, process_files
 from pevl_cli.cli.paths import check_files_exist, check_output, check_pose_weights, write_text
-from pevl_cli.cli.pose_store import StoreRequest, check_export, fill_store
+from pevl_cli.cli.pose_store import StoreRequest, check_export, store_poses
 from pevl_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,48 +26,56 @@ def pose(
     videos: Annotated[
         list[str],
         typer.Argument(
-            help="Videos, folders or patterns; or one file of stored poses; with --store or "
-            "--export also a data set's folder, CSV or name.",
+            help="Videos, folders or patterns; or one file of stored poses. With --store or "
+            "--export also a data set: its folder, CSV or name.",
             metavar="VIDEO",
         ),
     ],
     frames: Annotated[
-        Frames, typer.Option(help="The 48 frames that a model sees, or all frames.")
+        Frames, typer.Option(help="The 48 frames that the model uses, or all frames.")
     ] = "48",
     format: Annotated[
-        Format, typer.Option(help="Form of the result; csv: one row a joint.")
+        Format, typer.Option(help="Output format; csv has one row per joint.")
     ] = "json",
     draw: Annotated[
         Path | None,
         typer.Option(
             callback=check_output,
-            help="Also draw the skeleton: a video (.mp4) or a filmstrip (.png, .jpg).",
+            help="Draw the skeleton into this video (.mp4) or image of 6 frames (.png, .jpg).",
         ),
     ] = None,
     start: options.Start = None,
     end: options.End = None,
-    clip: Annotated[str | None, typer.Option(help="Which clip of a file of stored poses.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Name of the clip in a file of stored poses.")
+    ] = None,
     layout: options.Layout = None,
     root: options.Root = None,
     store: Annotated[
         Path | None,
-        typer.Option(callback=check_output, help="Store all poses in this .npz, for --poses."),
+        typer.Option(
+            callback=check_output,
+            help="Write the poses of all clips to this .npz file, for --poses.",
+        ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
             callback=check_export,
-            help="Write all poses as a PYSKL pickle, for PYSKL and MMAction2.",
+            help="Write the poses of all clips as a pickle for PYSKL and MMAction2.",
             metavar="FILE.pkl",
         ),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="With --store: only part i of n of the clips.", metavar="i/n"),
+        typer.Option(help="With --store: process only part i of n of the clips.", metavar="i/n"),
     ] = None,
     workers: options.Workers = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="With --store: use Ray Data's workers (extra 'ray').")
+        bool,
+        typer.Option(
+            "--ray", help="With --store: use Ray Data's workers (needs: pip install 'pevl[ray]')."
+        ),
     ] = False,
     pose_weights: options.PoseWeights = None,
     device: options.Device = "auto",
@@ -75,7 +83,7 @@ def pose(
 ) -> None:
     """Print or draw the joints of the main person.
 
-    With --store or --export: keep those of a whole data set.
+    With --store or --export: write the joints of a whole data set to a file.
 
     \b
     Examples:
@@ -83,13 +91,13 @@ def pose(
       pevl pose gym99 --root DIR --store gym99.npz --workers 4
     """
     if store is not None or export is not None:
-        of_one_video = (draw, start, end, clip, layout, output)
-        if any(value is not None for value in of_one_video) or format != "json":
+        video_options = (draw, start, end, clip, layout, output)
+        if any(value is not None for value in video_options) or format != "json":
             raise UsageError(
-                "--draw, --start, --end, --clip, --layout, --format and --output go with videos, "
-                "not with --store or --export."
+                "--draw, --start, --end, --clip, --layout, --format and --output cannot be "
+                "used with --store or --export."
             )
-        fill_store(
+        store_poses(
             StoreRequest(
                 *(videos, root, store, export, shard, workers, ray),
                 *(pose_weights, device, frames == "all"),
@@ -97,7 +105,7 @@ def pose(
         )
         return
     if root is not None or shard is not None or ray or workers is not None:
-        raise UsageError("--root, --shard, --workers and --ray go with --store FILE.npz.")
+        raise UsageError("--root, --shard, --workers and --ray need --store FILE.npz.")
     if len(videos) == 1 and Path(videos[0]).suffix in POSE_FILES:
         _write([_stored_record(Path(videos[0]), clip, draw, layout)], format, output)
         return
@@ -125,7 +133,7 @@ def _from_videos(
     paths = find_videos(videos)
     check_files_exist(paths)
     if draw is not None and len(paths) > 1:
-        raise UsageError("--draw takes one video at a time.")
+        raise UsageError("--draw needs exactly one video.")
     check_pose_weights(pose_weights)
 
     from pevl_cli.hardware import choose_device
@@ -136,7 +144,7 @@ def _from_videos(
     from pevl_cli.pose.detector import PoseDetector
 
     detector = PoseDetector(pose_weights, device=choose_device(device))
-    detector.digest()  # weights that cannot be read end the command here
+    detector.digest()  # raises here if the weights cannot be read
     console.note_bundled_weights(pose_weights)
     records, failed = process_files(
         paths, lambda path: _record(path, detector, frames, part_s, draw)
@@ -152,10 +160,10 @@ def _record(
     part_s: tuple[float | None, float | None],
     draw: Path | None,
 ) -> dict[str, Any]:
-    """The actor of a video, drawn if wanted."""
+    """The JSON record of the actor of a video; also drawn if ``draw`` is given."""
     import numpy as np
 
-    from pevl_cli.media.video import part_of, read_timeline, sample_clip
+    from pevl_cli.media.video import frames_in_span, read_timeline, sample_clip
     from pevl_cli.output.draw import draw_actor
     from pevl_cli.output.records import pose_record
     from pevl_cli.pose.actor import FrameSource
@@ -168,8 +176,8 @@ def _record(
         timeline = read_timeline(path)
     else:
         timeline = read_timeline(path)
-        indices = part_of(timeline, *part_s)
-        actor = detector.find_actor(FrameSource.of_video(timeline, indices))
+        indices = frames_in_span(timeline, *part_s)
+        actor = detector.find_actor(FrameSource.from_video(timeline, indices))
         frame_of = np.arange(len(indices))
     if not actor.seen.any():
         console.warn(f"{path}: no person was detected.")
@@ -181,7 +189,7 @@ def _record(
 def _stored_record(
     path: Path, clip: str | None, draw: Path | None, layout: str | None
 ) -> dict[str, Any]:
-    """The actor of one clip of a file of stored poses, drawn over an empty frame if wanted."""
+    """The JSON record of the actor of one stored clip; also drawn if ``draw`` is given."""
     from pevl_cli.output.draw import check_drawing, draw_stored
     from pevl_cli.output.records import stored_pose_record
     from pevl_cli.pose.files import read_poses
@@ -191,7 +199,8 @@ def _stored_record(
     poses = read_poses(path, layout)
     if clip is None and len(poses) > 1:
         raise UsageError(
-            f"{path}: holds {len(poses)} clips, such as {', '.join(poses.names[:3])}; hint: choose "
+            f"{path}: contains {len(poses)} clips, such as {', '.join(poses.names[:3])}; hint: "
+            "choose "
             "one with --clip."
         )
     stored = poses.get(clip or poses.names[0])
@@ -199,7 +208,7 @@ def _stored_record(
         raise UsageError(f"{path}: has no clip '{clip}'; it has {', '.join(poses.names[:3])}, ...")
     actor = stored.actor()
     if not actor.seen.any():
-        console.warn(f"{path}: no person is visible in it.")
+        console.warn(f"{path}: no person is visible.")
     if draw is not None:
         draw_stored(draw, stored, actor)
     return stored_pose_record(stored, actor)

@@ -1,4 +1,4 @@
-"""`pevl pose --store` and `--export`: the poses of a whole data set, or of some videos."""
+"""`pevl pose --store` and `--export`: store the poses of a data set or of several videos."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FAILURES_SHOWN = 10
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """What `pevl pose` was asked to store. ``names``: videos, or one data set."""
+    """The options of `pevl pose` for storing poses. ``names``: videos, or one data set."""
 
     names: list[str]
     root: Path | None
-    store: Path | None  # None: beside ``export``
+    store: Path | None  # None: the name of ``export`` with the ending .npz
     export: Path | None
     shard: str | None
     workers: int | None
@@ -36,8 +36,8 @@ class StoreRequest:
     all_frames: bool
 
 
-def fill_store(request: StoreRequest) -> None:
-    """Find the poses, write the store and the pickle, and report on stderr."""
+def store_poses(request: StoreRequest) -> None:
+    """Detect the poses, write the store and the pickle, and print a summary on stderr."""
     store = _store_path(request)
     check_pose_weights(request.pose_weights)
     manifest, items = _clips(request.names, request.root)
@@ -55,7 +55,7 @@ def fill_store(request: StoreRequest) -> None:
         on_disk = extract.shard(on_disk, request.shard)
     console.note_bundled_weights(request.pose_weights)
     weights = None if request.pose_weights is None else str(request.pose_weights)
-    with ClipProgress("finding joints") as listener:
+    with ClipProgress("detecting joints") as listener:
         summary = extract.extract(
             on_disk,
             store,
@@ -68,12 +68,12 @@ def fill_store(request: StoreRequest) -> None:
         )
     for name, reason in list(summary.failed.items())[:FAILURES_SHOWN]:
         console.print_error(PevlError(f"{name}: {reason}"))
-    if summary.nobody:
-        console.warn(f"no person was detected in {summary.nobody} of {summary.clips} clips")
+    if summary.without_person:
+        console.warn(f"no person was detected in {summary.without_person} of {summary.clips} clips")
     if request.export is not None:
         extract.export_pyskl(store, request.export, on_disk, manifest.labels if manifest else None)
     print(
-        f"{store}: poses of {summary.clips} clips, {summary.kept} of them kept from an earlier "
+        f"{store}: poses of {summary.clips} clips, {summary.kept} of them from an earlier "
         f"run; use them with --poses {store}",
         file=sys.stderr,
     )
@@ -81,7 +81,7 @@ def fill_store(request: StoreRequest) -> None:
 
 
 def check_export(path: Path | None) -> Path | None:
-    """The path of --export, if a pickle can be written there. UsageError if not."""
+    """The path of --export itself. UsageError when no pickle can be written there."""
     if path is not None and path.suffix not in {".pkl", ".pickle"}:
         raise UsageError(
             f"--export {path}: the name of the pickle must end in .pkl; hint: --export FILE.pkl, "
@@ -91,7 +91,7 @@ def check_export(path: Path | None) -> Path | None:
 
 
 def _store_path(request: StoreRequest) -> Path:
-    """Where the store goes. UsageError for a name of the wrong ending."""
+    """The path of the store. UsageError when its name does not end in .npz."""
     export, store = request.export, request.store
     if store is None:
         assert export is not None
@@ -103,7 +103,7 @@ def _store_path(request: StoreRequest) -> Path:
 
 
 def _clips(names: list[str], root: Path | None) -> tuple[Manifest | None, list[Item]]:
-    """The clips of a data set with its manifest, or those of videos that have no labels."""
+    """The manifest and clips of a data set; for videos: None and clips without labels."""
     from pevl_cli.data.manifest import Item, read_manifest
     from pevl_cli.data.sets.named import known_name, read_named
     from pevl_cli.media.video import find_videos
@@ -111,7 +111,7 @@ def _clips(names: list[str], root: Path | None) -> tuple[Manifest | None, list[I
     if root is not None:
         named = known_name(names[0])
         if named is None or len(names) > 1:
-            raise UsageError("--root goes with one data set's name (see `pevl data --help`).")
+            raise UsageError("--root needs the name of one data set (see `pevl data --help`).")
         manifest = read_named(named, root)
         return manifest, list(manifest.items)
     first = Path(names[0])
@@ -124,7 +124,7 @@ def _clips(names: list[str], root: Path | None) -> tuple[Manifest | None, list[I
         else:
             return manifest, list(manifest.items)
     if len(names) == 1 and known_name(names[0]) is not None and not first.exists():
-        raise UsageError(f"{names[0]} needs --root DIR, the folder that holds it.")
+        raise UsageError(f"{names[0]} needs --root DIR, the folder of its files.")
     paths = find_videos(names)
     check_files_exist(paths)
     # Names relative to the common folder, so that the store can be used on another machine.

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class ClipProgress:
-    """A bar of clips done, with the time left. As a context it gives the listener to call."""
+    """A progress bar with the time left, for clips or bytes. Used as a context manager; it returns
+    `show` as the listener.
+    """
 
     def __init__(self, description: str) -> None:
         from rich.progress import Progress
@@ -29,13 +31,14 @@ class ClipProgress:
         self.progress.stop()
 
     def show(self, done: int, total: int) -> None:
+        """Update the bar: ``done`` of ``total`` clips or bytes."""
         if self.task is None:
             self.task = self.progress.add_task(self.description, total=total)
         self.progress.update(self.task, completed=done)
 
 
 class TrainingView:
-    """Training as it runs: stage, loss, learning rate, accuracy, time left."""
+    """Progress of a training run: stage, loss, learning rate, accuracy, time left."""
 
     def __init__(self) -> None:
         from rich.progress import (
@@ -47,7 +50,7 @@ class TrainingView:
         )
 
         self.progress = Progress(
-            TextColumn("{task.description:<11}"),  # all columns together fit into 80
+            TextColumn("{task.description:<11}"),  # all columns together fit into 80 characters
             BarColumn(bar_width=10),
             TextColumn("{task.fields[facts]:<41}"),
             TimeElapsedColumn(),
@@ -65,6 +68,7 @@ class TrainingView:
         self.progress.stop()
 
     def show(self, event: Event) -> None:
+        """Update the bars, or print the validation figures."""
         if event.val is not None:
             self.progress.console.print(
                 f"epoch {event.epoch:>3}: validation top-1 {event.val.top1:.1%}, "
@@ -87,7 +91,7 @@ class TrainingView:
 
 
 class AblationView:
-    """A `TrainingView` for one run after another, each with its name above its bars."""
+    """A `TrainingView` for several runs, one after the other, each with its name above its bars."""
 
     def __init__(self) -> None:
         self.view = TrainingView()
@@ -101,6 +105,7 @@ class AblationView:
         self.view.__exit__(*exception)
 
     def show(self, run: str, event: Event) -> None:
+        """Update the bars of the run with the folder name ``run``."""
         if run != self.run:
             self.run = run
             if self.view.task is not None:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from pevl_cli.evaluation.compare import Comparison
     from pevl_cli.evaluation.outcome import Outcome
     from pevl_cli.recognise import Answer
-    from pevl_cli.weights import Entry
+    from pevl_cli.weights import ModelEntry
 
 NONE = "none of these, or not sure"
-ALL_CLASSES = 30  # up to so many classes are all shown, else the weakest
+ALL_CLASSES = 30  # with more classes, only the weakest are shown
 WEAKEST_CLASSES = 20
 
 
 def show_answer(answer: Answer) -> None:
-    """The ranked labels of one video, the person's box and the warnings (on stderr)."""
+    """Print the ranked labels of one video, the actor's box, and the warnings (on stderr)."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -65,7 +65,7 @@ def answers_text(answers: Sequence[Answer]) -> str:
 
 
 def show_outcome(outcome: Outcome) -> None:
-    """The figures of `pevl benchmark`."""
+    """Print the results of `pevl benchmark`."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +81,7 @@ def show_outcome(outcome: Outcome) -> None:
     out = Console()
     out.print(table)
     if len(shown) < len(ranked):
-        print(f"the {len(shown)} weakest of {len(ranked)} actions; the report lists all")
+        print(f"the {len(shown)} weakest of {len(ranked)} actions; the report lists all actions")
     out.print(_figures(outcome))
     if outcome.incomplete:
         print(f"incomplete data set: {outcome.incomplete}")
@@ -124,7 +124,7 @@ def _figures(outcome: Outcome) -> Table:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The results side by side, and below them the differences in sentences."""
+    """Print the results side by side, and below them the differences as sentences."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -142,44 +142,44 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_data_check(title: str, rows: Sequence[Sequence[int | str]]) -> None:
-    """How many clips of each split are on disk: a row a split."""
+    """Print how many clips of each split are on disk: one row per split."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left")
     table.add_column("split")
-    for column in ("official", "listed", "own file", "in a longer video", "poses", "missing"):
+    for column in ("official", "listed", "clip files", "in longer videos", "poses", "missing"):
         table.add_column(column, justify="right")
     for split, *cells in rows:
         table.add_row(str(split), *(c if isinstance(c, str) else f"{c:,}" for c in cells))
     Console().print(table)
 
 
-def show_models(entries: Sequence[Entry]) -> None:
-    """The models known by name, and the paths of those on disk."""
+def show_models(entries: Sequence[ModelEntry]) -> None:
+    """Print the models that pevl knows by name, and the paths of those on disk."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    for column in ("name", "what", "state", "MB", "licence"):
+    for column in ("name", "description", "state", "MB", "licence"):
         table.add_column(
-            column, justify="right" if column == "MB" else "left", no_wrap=column != "what"
+            column, justify="right" if column == "MB" else "left", no_wrap=column != "description"
         )
     for entry in entries:
         known = entry.known
-        size = f"{known.megabytes:.0f}" if entry.place is not None else f"~{known.megabytes:.0f}"
-        table.add_row(Text(known.name), known.about, entry.state, size, known.licence)
+        size = f"{known.megabytes:.0f}" if entry.path is not None else f"~{known.megabytes:.0f}"
+        table.add_row(Text(known.name), known.description, entry.state, size, known.licence)
     Console().print(table)
     for entry in entries:
-        if entry.place is not None:
-            print(f"{entry.known.name}: {entry.place}")
-    print("fetch a model with: pevl models fetch NAME")
+        if entry.path is not None:
+            print(f"{entry.known.name}: {entry.path}")
+    print("download a model with: pevl models fetch NAME")
 
 
-def show_picture(picture: np.ndarray, columns: int = 64) -> None:
-    """A small RGB picture (H, W, 3) in half blocks, where the terminal has colours."""
+def show_image(image: np.ndarray, columns: int = 64) -> None:
+    """Print a small RGB image (H, W, 3) as half blocks; nothing if the terminal has no colours."""
     import cv2
     from rich.console import Console
     from rich.text import Text
@@ -187,8 +187,8 @@ def show_picture(picture: np.ndarray, columns: int = 64) -> None:
     out = Console()
     if out.color_system is None:
         return
-    rows = round(columns * picture.shape[0] / picture.shape[1] / 2) * 2
-    small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA)
+    rows = round(columns * image.shape[0] / image.shape[1] / 2) * 2
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     text = Text()
     for upper, lower in zip(small[::2].tolist(), small[1::2].tolist(), strict=True):
         for above, below in zip(upper, lower, strict=True):

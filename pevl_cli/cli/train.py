@@ -1,4 +1,4 @@
-"""`pevl train`: fine-tune or train a model on labelled clips."""
+"""`pevl train`: train or fine-tune a model on labelled clips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def train(
     dataset: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of class folders, a CSV (path,label,...), a PYSKL pickle, or a name: "
+            help="A folder with one folder per action, a CSV (path,label,...), a PYSKL pickle, or "
+            "a name: "
             "gym99, gym288, diving48, haa500, smarthome, kinetics400 (see `pevl data --help`)."
         ),
     ] = None,
@@ -34,7 +35,7 @@ def train(
     poses: options.Poses = None,
     config: options.Config = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/DATASET-CONFIG.")
+        Path | None, typer.Option(help="Folder for the run. Default: runs/DATASET-CONFIG.")
     ] = None,
     labels: Annotated[
         str | None,
@@ -42,22 +43,29 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Start from this checkpoint (a folder, or pevl-mini), with new labels."),
+        typer.Option(
+            help="Start from this checkpoint: a folder, or pevl-mini. Its labels are replaced by "
+            "yours."
+        ),
     ] = None,
     clip: options.Clip = None,
     shots: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many training clips of each action.")
+        int | None, typer.Option(min=1, help="Use at most this many training clips of each action.")
     ] = None,
     hold_out: Annotated[
         choices.HoldOut | None,
-        typer.Option(help="What to hold out where the data set has no splits: groups, or clips."),
+        typer.Option(
+            help="If the data set has no splits, validate on whole groups (people, videos) or on "
+            "random clips."
+        ),
     ] = None,
     fold: options.Fold = None,
     layout: options.Layout = None,
     all_clips: Annotated[
         bool,
         typer.Option(
-            "--all-clips", help="Train on the val split too, once everything else is chosen."
+            "--all-clips",
+            help="Also train on the val split, for a final model. Nothing is validated.",
         ),
     ] = False,
     strict: Annotated[
@@ -65,34 +73,40 @@ def train(
     ] = False,
     epochs: options.Epochs = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Clips that are contrasted with each other.")
+        int | None,
+        typer.Option(min=2, help="Clips per batch; they are contrasted with each other."),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Peak of it.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Highest learning rate, after the warm-up.")
+    ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=0, help="Stop after so many epochs without improvement.")
+        int | None,
+        typer.Option(min=0, help="Stop after this many epochs without improvement; 0: never."),
     ] = None,
     crop: Annotated[
         choices.Crop | None,
-        typer.Option(help="The middle square, or a square that follows the actor."),
+        typer.Option(
+            help="full: the middle square of the frame; follow: a square around the main person."
+        ),
     ] = None,
     no_video: Annotated[bool, typer.Option("--no-video", help="Train on poses only.")] = False,
     no_pose: options.NoPose = False,
     pose_weights: options.PoseWeights = None,
     device: options.OptionalDevice = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="How many GPUs of this machine to use.")
+        int | None, typer.Option(min=1, help="Number of GPUs of this machine to use.")
     ] = None,
     precision: options.OptionalPrecision = None,
     tracker: Annotated[
-        choices.Tracker | None, typer.Option(help="Where the training curves go.")
+        choices.Tracker | None, typer.Option(help="Program that records the training curves.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers.")] = None,
     assignments: options.Assignments = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out exactly.")
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show settings, sizes and steps; train nothing.")
+        bool, typer.Option("--dry-run", help="Show settings, sizes and steps; do not train.")
     ] = False,
 ) -> None:
     """Train a model on your own actions.
@@ -102,7 +116,9 @@ def train(
     with my_clips/squat/1.mp4, my_clips/squat/2.mp4, my_clips/lunge/1.mp4, ...
     """
     if no_video and no_pose:
-        raise UsageError("--no-video and --no-pose together leave no input.")
+        raise UsageError(
+            "--no-video and --no-pose cannot be used together: the model would have no input."
+        )
     overrides: dict[str, Any] = {
         "data.dataset": dataset,
         "data.root": root,
@@ -133,7 +149,7 @@ def train(
     }
     overrides = {key: value for key, value in overrides.items() if value is not None}
     if dataset is not None and dataset.suffix in {".pkl", ".pickle"} and init is None:
-        # Before the settings are made, so that options chosen beside it are kept.
+        # Before the settings are loaded, so that other options of the user can change the result.
         overrides["model.video"] = False
     if resume and config is None:
         config = _settings_to_resume(out, dataset)
@@ -149,7 +165,7 @@ def _run(
     resume: bool,
     dry_run: bool,
 ) -> None:
-    """Read the data set, then train, or show the plan."""
+    """Read the data set, then train or show the plan."""
     from pevl_cli.data.dataset import read_data
     from pevl_cli.model.config import CONFIGS
     from pevl_cli.training.settings import load_settings
@@ -158,20 +174,22 @@ def _run(
         a.partition("=")[0].strip() == "data.dataset" for a in assignments
     )
     if not named and (config is None or config in CONFIGS):
-        raise UsageError("--dataset is needed: a folder of class folders, or a CSV file.")
+        raise UsageError(
+            "--dataset is missing: give a folder with one folder per action, or a CSV file."
+        )
     settings = load_settings(config, overrides, assignments)
     manifest = read_data(settings.data, settings.run.seed)
-    # One process of several reports what happens.
+    # Of several processes, only the first one prints.
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
-    for warning in (*manifest.warnings, *manifest.drawn) if first else ():
+    for warning in (*manifest.warnings, *manifest.split_notes) if first else ():
         console.warn(warning)
 
     from pevl_cli.training import build
     from pevl_cli.training import train as training
 
     if settings.init is not None:
-        settings = build.settings_for(config, overrides, assignments)
-    stored = training.stored_poses_of(settings, manifest)
+        settings = build.load_settings_with_init(config, overrides, assignments)
+    stored = training.read_stored_poses(settings, manifest)
     settings = training.adapt_settings(settings, manifest, stored)
     if first and stored is not None:
         count = training.count_without_poses(manifest.items, stored)
@@ -194,7 +212,7 @@ def _run(
 
 
 def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
-    """The settings file of the run to continue; None where there is none."""
+    """The settings file of the run to continue; None if there is none."""
     if out is not None:
         files = [out / "settings.yaml"]
     elif dataset is not None:
@@ -205,7 +223,7 @@ def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
         configs = "mini", "vit-b-16", "vit-l-14"
         files = [Path("runs") / f"{title}-{config}" / "settings.yaml" for config in configs]
     else:
-        raise UsageError("--resume: name the run's folder with --out.")
+        raise UsageError("--resume: give the run's folder with --out.")
     files = [file for file in files if file.is_file()]
     if len(files) > 1:
         folders = ", ".join(str(file.parent) for file in files)
@@ -214,7 +232,7 @@ def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
 
 
 def _show_plan(settings: TrainSettings, plan: Plan) -> None:
-    """Settings as YAML, which --config reads again, and the sizes of the run."""
+    """Print the settings as YAML, a format that --config reads, and the sizes of the run."""
     import yaml
     from rich.console import Console
     from rich.table import Table
@@ -227,7 +245,7 @@ def _show_plan(settings: TrainSettings, plan: Plan) -> None:
 
 
 def _show_result(result: Result, settings: TrainSettings) -> None:
-    """A summary on stderr, and on stdout the command that uses the checkpoint."""
+    """Print a summary on stderr, and on stdout the command that uses the checkpoint."""
     out = console.stderr()
     for line in _problems(result):
         out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -246,7 +264,7 @@ def _problems(result: Result) -> list[str]:
     if result.left_out:
         lines.append(
             f"{len(result.left_out)} clips were left out; "
-            f"{result.folder / 'left_out.csv'} lists all with the reason"
+            f"{result.folder / 'left_out.csv'} lists each with the reason"
         )
     if result.incomplete:
         lines.append(f"the data set is incomplete: {result.incomplete}")
@@ -257,8 +275,8 @@ def _summary(result: Result) -> list[str]:
     lines = []
     if result.interrupted:
         lines.append(
-            f"stopped after {result.epochs} epochs; the checkpoints can be used, and the same "
-            "command with --resume continues the run."
+            f"interrupted after {result.epochs} epochs; the checkpoints can be used. To continue, "
+            "run the same command with --resume."
         )
     if result.stopped_early:
         lines.append(f"stopped after {result.epochs} epochs without further improvement.")
@@ -268,17 +286,17 @@ def _summary(result: Result) -> list[str]:
     )
     best = result.best
     if best is None:
-        return [*lines, f"{effort}; the accuracy is unknown, as there are no validation clips."]
+        return [*lines, f"{effort}; the accuracy is unknown because there are no validation clips."]
     lines.append(
         f"best epoch {result.best_epoch}: top-1 {best.top1:.1%}, mean class "
         f"{best.mean_class:.1%} on {best.count} validation clips; {effort}"
     )
     perfect = sum(value == 1 for value in best.per_class.values())
-    lines.append(f"actions without an error: {perfect} of {len(best.per_class)}")
+    lines.append(f"actions with all clips correct: {perfect} of {len(best.per_class)}")
     weakest = sorted(best.per_class.items(), key=lambda item: item[1])[:3]
     if weakest[0][1] < 1:
         lines.append("weakest: " + ", ".join(f"{n} {v:.0%}" for n, v in weakest if v < 1))
     if best.confused:
-        pairs = (f"{t} taken for {g} ({n}x)" for t, g, n in best.confused[:3])
-        lines.append("confused most: " + ", ".join(pairs))
+        pairs = (f"{t} named {g} ({n}x)" for t, g, n in best.confused[:3])
+        lines.append("most frequent confusions: " + ", ".join(pairs))
     return lines

@@ -1,1 +1,1 @@
-"""From a data set on disk to samples, batches and stored poses."""
+"""Data sets on disk, and the samples, batches and stored poses made from them."""

@@ -1,4 +1,4 @@
-"""How strongly training clips are varied."""
+"""Settings of the random augmentation of training clips."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A part of the settings: frozen, and without unknown fields."""
+    """Base of all settings: frozen, and unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Augmentation(Section):
-    """Strengths of the random variations of a training clip, drawn evenly from [-s, s] for s.
+    """Strength of each random augmentation: a strength s draws a value uniformly from [-s, s].
 
-    The paper names none. Our configs of its models mirror and shift; the other ones are switched on
-    by the configs that need them.
+    The paper gives none. The configs of its models only mirror and shift; other configs switch on
+    more.
     """
 
-    mirror: bool = True  # half of the clips
-    shift: float = Field(0.05, ge=0)  # in sides of the view
-    scale: float = Field(0.0, ge=0)  # of the logarithm of the size
-    turn_deg: float = Field(0.0, ge=0)
-    shortest: float = Field(1.0, gt=0, le=1)  # at least this share of the clip's time is shown
-    brightness: float = Field(0.0, ge=0)  # of the factor to all values, around 1
-    contrast: float = Field(0.0, ge=0)  # of the factor to the distance from the mean value
-    colour: float = Field(0.0, ge=0)  # of the factor to the distance from grey
-    grey: float = Field(0.0, ge=0, le=1)  # probability of no colour
+    mirror: bool = True  # mirror half of the clips
+    shift: float = Field(0.05, ge=0)  # as a share of the view's side
+    scale: float = Field(0.0, ge=0)  # of the logarithm of the scale factor
+    turn_deg: float = Field(0.0, ge=0)  # rotation in degrees
+    shortest: float = Field(1.0, gt=0, le=1)  # minimum share of the clip's duration that is shown
+    brightness: float = Field(0.0, ge=0)  # of the factor of all values, around 1
+    contrast: float = Field(0.0, ge=0)  # of the factor of the distance from the mean value
+    colour: float = Field(0.0, ge=0)  # of the factor of the distance from grey
+    grey: float = Field(0.0, ge=0, le=1)  # probability of a grey clip
     erase: float = Field(0.0, ge=0, le=1)  # probability of a blank rectangle
-    joint_noise: float = Field(0.0, ge=0)  # standard deviation, in sides of the view
-    joint_dropout: float = Field(0.0, ge=0, le=1)  # probability, of each joint in each frame
-    # Probability that the clip has no video, and as much that it has no pose.
+    joint_noise: float = Field(0.0, ge=0)  # standard deviation, as a share of the view's side
+    joint_dropout: float = Field(0.0, ge=0, le=1)  # probability per joint and frame
+    # Probability that the video is removed; the pose is removed with the same probability.
     stream_dropout: float = Field(0.0, ge=0, le=0.5)

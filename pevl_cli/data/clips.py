@@ -1,4 +1,4 @@
-"""The labelled clips of a split as samples: checked before training, decoded once, then cached."""
+"""The labelled clips of a split as samples: checked before training, decoded once and cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.sample_cache import SampleCache
@@ -26,10 +26,10 @@ from pevl_cli.pose.actor import CACHE_VERSION as POSE_CACHE_VERSION
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore
 
-# Part of each cache key; raised when samples come out differently from the same clip.
+# Part of each cache key; to be increased when the code changes the samples of a clip.
 CACHE_VERSION = 4
-GIGABYTE = 1 << 30
-POSE_SAMPLES = 50_000  # of 10 kB each, that are kept in memory at most
+GIBIBYTE = 1 << 30
+MAX_POSE_SAMPLES = 50_000  # maximum number of pose-only samples in memory, 10 kB each
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class LeftOut:
 
 
 class Clips(Dataset[Sample]):
-    """Labelled clips as samples; ``labels`` are their numbers in ``names``, one a clip.
+    """Labelled clips as samples. ``labels``: index of each clip's label in ``names``.
 
-    Joints come from ``poses`` where a clip has stored ones, else from ``detector``; without either
-    no joint is visible. At most ``cache_bytes`` of decoded clips stay on disk.
+    Joints come from ``poses`` if the clip has stored poses, otherwise from ``detector``; without
+    both no joint is visible. The disk cache keeps at most ``cache_bytes`` of decoded clips.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Clips(Dataset[Sample]):
         names: Sequence[str],
         config: ModelConfig,
         detector: PoseDetector | None,
-        cache_bytes: float = 20 * GIGABYTE,
+        cache_bytes: float = 20 * GIBIBYTE,
         poses: PoseStore | None = None,
     ) -> None:
         index = {name: i for i, name in enumerate(names)}
@@ -61,27 +61,27 @@ class Clips(Dataset[Sample]):
         self.labels = [index[item.label] for item in items]
         self.config, self.detector, self.poses = config, detector, poses
         self._cache = SampleCache(cache_bytes)
-        self._pose_samples: dict[Item, Sample] = {}  # of clips without video
+        self._pose_samples: dict[Item, Sample] = {}  # samples of pose-only clips
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a loader process, which fills its own memory."""
+        """Pickle without the samples in memory; a loader process reads its own."""
         return {**vars(self), "_pose_samples": {}}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> Sample:
-        """The i-th clip, from the cache if it is there. PevlError or OSError if unreadable."""
+        """The sample of clip i, from the cache if possible. PevlError or OSError if unreadable."""
         item = self.items[i]
         if self._needs_no_video(item):
             sample = self._pose_samples.get(item) or self._read(item)
-            if self._cache.limit_bytes and len(self._pose_samples) < POSE_SAMPLES:
+            if self._cache.limit_bytes and len(self._pose_samples) < MAX_POSE_SAMPLES:
                 self._pose_samples[item] = sample
             return sample
         return self._cache.load(self._entry(item), item.path) or self._read(item)
 
     def _needs_no_video(self, item: Item) -> bool:
-        """Whether its stored poses are all that the model takes, or all that there is."""
+        """Whether the sample is made of stored poses only."""
         if self.poses is None or not self.config.pose:
             return False
         if self.poses.find(item.name) is None:
@@ -105,12 +105,12 @@ class Clips(Dataset[Sample]):
         workers: int | None = None,
         decode: bool = True,
     ) -> list[LeftOut]:
-        """Read every clip once, keep the readable ones, and return the others.
+        """Read every clip once, keep the readable clips, and return the others.
 
-        ``listener`` is called with the number of clips that are done, and of all. Results are
-        cached, so a second check of the same files decodes nothing. Without ``decode`` files are
-        only opened; what is damaged inside is replaced later, when it is met. ``workers`` as in
-        `worker_count`, for the device of the detector.
+        ``listener`` is called with the number of checked clips and the total. Results are cached,
+        so a second check of the same files decodes nothing. Without ``decode`` files are only
+        opened; a clip that later cannot be decoded is replaced by another one of its class.
+        ``workers`` as in `worker_count`, for the device of the detector.
         """
         left_out: list[LeftOut] = []
         readable: list[int] = []
@@ -129,7 +129,7 @@ class Clips(Dataset[Sample]):
         return left_out
 
     def _verify(self, item: Item, decode: bool) -> None:
-        """Read a clip into the cache, unless that was done before. PevlError if unreadable."""
+        """Read a clip into the cache, unless it is already there. PevlError if unreadable."""
         if self._needs_no_video(item):
             self._read(item)
             return
@@ -148,7 +148,7 @@ class Clips(Dataset[Sample]):
             raise PevlError(reason)
 
     def _entry(self, item: Item) -> Path:
-        """The clip's file in the cache: by the video file, and all that shapes the sample."""
+        """The clip's file in the cache; its key holds everything that determines the sample."""
         stat, config = item.path.stat(), self.config
         pose = None
         if self.detector is not None:
@@ -167,28 +167,30 @@ class Clips(Dataset[Sample]):
         )
 
     def keep(self, chosen: Sequence[int]) -> None:
-        """Keep only the clips of these numbers, in this order."""
+        """Keep only the clips with the indices ``chosen``, in this order."""
         self.items = [self.items[i] for i in chosen]
         self.labels = [self.labels[i] for i in chosen]
 
     def keep_shots(self, shots: int, seed: int) -> None:
-        """Keep ``shots`` clips of each class, drawn by ``seed``."""
+        """Keep at most ``shots`` clips of each class, chosen at random by ``seed``."""
         self.keep(self._draw(range(len(self)), shots, seed))
 
     def examples(
         self, count: int, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[int, Sample]]:
-        """Labels and samples of up to ``count`` clips with video of every class, drawn by ``seed``:
-        the share of process ``rank`` of ``world``. Unreadable ones are left out."""
+        """Labels and samples of up to ``count`` clips with video of each class, chosen by ``seed``.
+
+        Only the part of process ``rank`` of ``world``. Unreadable clips are left out.
+        """
         with_video = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
         for i in self._draw(with_video, count, seed)[rank::world]:
             with suppress(PevlError, OSError):
                 yield self.labels[i], self[i]
 
-    def _draw(self, among: Sequence[int], count: int, seed: int) -> list[int]:
-        """Up to ``count`` clips of each class, in their order."""
+    def _draw(self, candidates: Sequence[int], count: int, seed: int) -> list[int]:
+        """Indices of up to ``count`` clips of each class, sorted."""
         by_label: dict[int, list[int]] = {}
-        for i in among:
+        for i in candidates:
             by_label.setdefault(self.labels[i], []).append(i)
         chosen: list[int] = []
         for label, members in by_label.items():
@@ -198,11 +200,11 @@ class Clips(Dataset[Sample]):
 
 
 def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
-    """A CSV of the clips that are left out: path, label, split, reason."""
+    """Write a CSV of the clips that are left out: path, label, split, reason."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "split", "reason"))
     for clip in left_out:
         rows.writerow((clip.item.path, clip.item.label, clip.item.split, clip.reason))
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

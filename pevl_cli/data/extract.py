@@ -1,4 +1,4 @@
-"""The poses of a whole data set, detected in advance and kept in one store."""
+"""Detect the poses of a whole data set and write them into one store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.data.loader import Loader, Unreadable, reason_of, worker_count, worker_errors
+from pevl_cli.data.loader import Loader, Unreadable, error_reason, worker_count, worker_errors
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.partial_store import PartialStore, pack
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
-from pevl_cli.media.video import part_of, read_timeline, sample_clip
+from pevl_cli.media.video import frames_in_span, read_timeline, sample_clip
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import read_poses
 from pevl_cli.pose.pickles import write_pickle
@@ -26,29 +26,30 @@ SAMPLED_FRAMES = 48
 
 @dataclass
 class Summary:
-    """What `extract` did."""
+    """Numbers of clips of a call of `extract`."""
 
     clips: int = 0  # in the store
     kept: int = 0  # of these, from an earlier run
-    nobody: int = 0  # of these, without anybody in them
+    without_person: int = 0  # of these, no person was detected
     failed: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
 @dataclass(frozen=True)
 class PoseReader:
-    """Reads the actor of a clip: joints (T, 17, 3), boxes (T, 4) and frame size (2,), packed.
+    """Detects the actor of a clip; the result is packed by `pack`.
 
-    T is the number of frames with ``all_frames``, else 48.
+    Joints (T, 17, 3), boxes (T, 4) and frame size (2,), in px. T is 48, or with ``all_frames`` the
+    number of frames.
     """
 
     detector: PoseDetector
     all_frames: bool
 
     def __call__(self, item: Item) -> bytes:
-        """PevlError or OSError for a clip that cannot be read."""
+        """The packed poses of a clip. PevlError or OSError when it cannot be read."""
         if self.all_frames:
             timeline = read_timeline(item.path)
-            indices = part_of(timeline, item.start_s, item.end_s)
+            indices = frames_in_span(timeline, item.start_s, item.end_s)
             actor = self.detector.actor_in_all(timeline, indices)
             frames, size = np.arange(len(indices)), (timeline.width, timeline.height)
         else:
@@ -70,17 +71,18 @@ def extract(
 ) -> Summary:
     """Detect the actor of every item and write ``store``, an .npz file.
 
-    Clips that the store holds already, by the same weights and settings and from a file of the same
-    size, are kept; so are those of a run that was stopped or killed. ``workers`` as in
-    `worker_count`, or the number of Ray's workers with ``ray``. ``listener`` is called with the
-    number of clips that are done, and of all.
+    Clips already in the store are kept if weights, settings and file size are the same; so are the
+    clips of an interrupted run. ``workers`` as in `worker_count`; with ``ray`` the number of Ray's
+    workers. ``listener`` is called with the number of finished clips and the total.
 
     PevlError when the store cannot be written, or no clip can be read.
     """
-    # A clip may stand in several lists of a data set.
+    # A clip may occur in several lists of a data set.
     items = list({(i.name, i.path, i.start_s, i.end_s): i for i in items}.values())
     if len({item.name for item in items}) < len(items):
-        raise PevlError(f"{store}: two clips have one name; a store needs a name for each.")
+        raise PevlError(
+            f"{store}: two clips have the same name; each clip in a store needs its own name."
+        )
     summary = Summary()
     for item in items:
         if not _writable_name(item.name):
@@ -99,7 +101,7 @@ def extract(
     listener(done, len(items))
     reader = PoseReader(detector, all_frames)
     with worker_errors():
-        read = _read_by_ray if ray else _read_here
+        read = _read_by_ray if ray else _read_locally
         for item, result in read(remaining, reader, partial_store, workers):
             if isinstance(result, Unreadable):
                 summary.failed[item.name] = result.reason
@@ -107,15 +109,15 @@ def extract(
             listener(done, len(items))
     names = [item.name for item in items if item.name not in summary.failed]
     if not names:
-        first = next(iter(summary.failed.values()), "there is no clip")
+        first = next(iter(summary.failed.values()), "no clip was given")
         raise PevlError(f"{store}: no clip could be read; the first: {first}")
-    summary.nobody = partial_store.write(names, summary.failed)
+    summary.without_person = partial_store.write(names, summary.failed)
     summary.clips = len(names)
     return summary
 
 
 def _writable_name(name: str) -> bool:
-    """Whether a name can stand in a zip file."""
+    """Whether a zip file can contain this name."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -123,17 +125,18 @@ def _writable_name(name: str) -> bool:
     return name.isprintable()
 
 
-def _read_here(
+def _read_locally(
     items: Sequence[Item], reader: PoseReader, store: PartialStore, workers: int | None
 ) -> Iterator[tuple[Item, Unreadable | None]]:
-    """Each item once its poses are in ``store``, or why they are not.
+    """Yield each item after its poses are in ``store``, with the reason if it could not be read.
 
-    Loader processes write to it themselves: what is finished is kept if this process is killed.
+    Loader processes write into the store themselves, so finished clips stay if this process is
+    killed.
     """
     detector = reader.detector
     count = min(worker_count(workers, detector.device or "cpu"), len(items))
     read = partial(_read_into, store, reader)
-    # One loader process would do no more than this process.
+    # A single loader process would not be faster than this process.
     yield from zip(items, Loader(read, items, count if count > 1 else 0, detector), strict=True)
 
 
@@ -144,7 +147,7 @@ def _read_into(store: PartialStore, reader: PoseReader, item: Item) -> None:
 def _read_by_ray(
     items: Sequence[Item], reader: PoseReader, store: PartialStore, workers: int | None
 ) -> Iterator[tuple[Item, Unreadable | None]]:
-    """The same by Ray Data's workers, on this machine or on the cluster it is part of."""
+    """As `_read_locally`, with Ray Data's workers on this machine or on its cluster."""
     try:
         import ray
         import ray.data
@@ -169,11 +172,11 @@ def _read_row(reader: PoseReader, items: list[Item], row: dict[str, Any]) -> dic
     try:
         return {"number": row["number"], "data": reader(items[row["number"]]), "reason": ""}
     except (PevlError, OSError) as error:
-        return {"number": row["number"], "data": b"", "reason": reason_of(error)}
+        return {"number": row["number"], "data": b"", "reason": error_reason(error)}
 
 
 def shard(items: Sequence[Item], text: str) -> list[Item]:
-    """The i-th of n parts of the items, as in "1/4": every n-th item, so that all parts are alike.
+    """Part i of n of the items, for the text "i/n": every n-th item, from the i-th on.
 
     PevlError for any other text.
     """
@@ -184,9 +187,10 @@ def shard(items: Sequence[Item], text: str) -> list[Item]:
 
 
 def export_pyskl(store: Path, target: Path, items: Sequence[Item], labels: LabelSet | None) -> None:
-    """Write a store's clips of ``items`` as a PYSKL pickle.
+    """Write the clips of ``items`` that are in a store as a PYSKL pickle.
 
-    Labels are numbers in the order of ``labels``; -1 without any.
+    A label becomes its number in ``labels``; -1 without labels. PevlError when the pickle cannot be
+    written.
     """
     numbers = {name: i for i, name in enumerate(labels.names)} if labels is not None else {}
     poses = read_poses(store)

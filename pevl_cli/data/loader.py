@@ -1,4 +1,4 @@
-"""The one input pipeline: items are read in their order, here or by loader processes.
+"""The input pipeline: read items in their order, in this process or by loader processes.
 
 Training, validation, the check before training, `pevl benchmark` and `pevl pose --store` all read
 through `Loader`, which is `torch.utils.data.DataLoader` with a function in place of a data set.
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_WORKERS = 8  # that are started unless another number is asked for
-PREFETCH = 4  # items that each loader process reads ahead
+MAX_WORKERS = 8  # default number of loader processes, at most
+PREFETCH = 4  # number of items that each loader process reads ahead
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of an item that cannot be read: why."""
+    """Takes the place of an item that cannot be read; gives the reason."""
 
     reason: str
 
 
-def reason_of(error: PevlError | OSError) -> str:
-    """Why something cannot be read, as one sentence that names the file."""
+def error_reason(error: PevlError | OSError) -> str:
+    """The reason why a file cannot be read, as one sentence with the file's name."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}."
     return str(error)
 
 
 def worker_count(workers: int | None, device: str) -> int:
-    """The number of loader processes; 0 means that items are read in this process.
+    """The number of loader processes; 0: items are read in this process.
 
-    ``workers`` if it is a number. None decides by the machine: a CPU that computes the model has
-    no core to spare, a GPU has to be kept busy. ``device`` is the one the model computes on.
+    ``workers`` if it is not None. Else it depends on ``device``, the device of the model: 0 on a
+    CPU, whose cores compute the model; up to MAX_WORKERS with a GPU.
     """
     if workers is not None:
         return workers
@@ -54,8 +54,10 @@ def worker_count(workers: int | None, device: str) -> int:
 
 
 class _Reader(Dataset[Any], Generic[T, R]):
-    """The data set of a `Loader`: its items are their own indices, so that each loader process
-    gets the items that it reads and not the whole list."""
+    """The data set of a `Loader`, indexed by the items themselves.
+
+    So each loader process gets only the items that it reads, not the whole list.
+    """
 
     def __init__(self, read: Callable[[T], R], detector: PoseDetector | None) -> None:
         self.read, self.detector = read, detector
@@ -64,19 +66,19 @@ class _Reader(Dataset[Any], Generic[T, R]):
         try:
             return self.read(item)
         except (PevlError, OSError) as error:
-            return Unreadable(reason_of(error))
+            return Unreadable(error_reason(error))
 
 
 class Loader(Generic[T, R]):
     """``read(item)`` for each item, in the items' order.
 
-    With ``workers`` = 0 the items are read in this process. Otherwise so many processes read ahead,
-    and stay for a second pass over the items until the loader is deleted. They are spawned: a fork
-    of a process whose OpenMP or OpenCV threads have run may never return. So a script that uses
-    them needs ``if __name__ == "__main__"``, and ``read`` and the items must be picklable.
+    With ``workers`` = 0 the items are read in this process, otherwise by this number of processes,
+    which read ahead and exist until the loader is deleted. They are spawned, because a process with
+    OpenMP or OpenCV threads can hang after a fork. So a script with ``workers`` > 0 needs ``if
+    __name__ == "__main__"``, and ``read`` and the items must be picklable.
 
-    ``detector`` is the one that ``read`` uses, if any: with several GPUs each process has its own.
-    Results do not depend on ``workers``.
+    ``detector``: the detector that ``read`` uses, or None; with several GPUs each process uses
+    another one. Results do not depend on ``workers``.
     """
 
     def __init__(
@@ -90,27 +92,27 @@ class Loader(Generic[T, R]):
             _Reader(read, detector),
             sampler=items,
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             num_workers=workers,
             worker_init_fn=_begin_worker,
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCH if workers else None,
-            generator=torch.Generator(),  # the model's random numbers stay as they are
+            generator=torch.Generator(),  # so that torch's global generator is not used
         )
 
     def __iter__(self) -> Iterator[R | Unreadable]:
-        """The results. PevlError where a loader process ends before its time."""
+        """Yield the result of each item. PevlError when a loader process is killed."""
         with worker_errors():
             yield from self._loader
 
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """PevlError for a loader process that was killed.
+    """Raise PevlError when a loader process is killed inside this block.
 
-    torch reports it wherever the main process happens to be, so this belongs around everything
-    that is done with the results, too.
+    torch can raise its error anywhere in the main process, so the block must also contain the code
+    that uses the results.
     """
     try:
         yield
@@ -118,19 +120,19 @@ def worker_errors() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise PevlError(
-            "a loader process ended before its time, perhaps for want of memory; hint: try fewer "
-            '--workers. (A script that asks for workers needs `if __name__ == "__main__":`.)'
+            "a loader process ended unexpectedly, perhaps because memory is too small; hint: try "
+            'fewer --workers. (A script that asks for workers needs `if __name__ == "__main__":`.)'
         ) from error
 
 
-def _unchanged(result: R) -> R:
+def _identity(result: R) -> R:
     return result
 
 
 def _begin_worker(number: int) -> None:
-    """In a new loader process: its threads, and its GPU where there are several.
+    """Set the number of threads and the GPU of a new loader process.
 
-    One thread is enough to decode; a detector on the CPU gets this process's share of the cores.
+    One thread for decoding; for a detector on the CPU, this process's share of the cores.
     """
     worker = get_worker_info()
     assert worker is not None

@@ -1,4 +1,4 @@
-"""Labelled clips and their splits: the form of every data set, read from a folder or a CSV."""
+"""Labelled clips and their splits: the data type of every data set; reads folders and CSV files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from random import Random
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.choices import HoldOut
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
@@ -19,7 +19,7 @@ from pevl_cli.media.video import VIDEO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "text", "group", "split", "start_s", "end_s")
-# Names of splits that people use for folders and in a CSV.
+# Accepted names of splits in folders and CSV files -> one of SPLITS.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -38,49 +38,52 @@ class Item:
     path: Path
     label: str
     split: str = ""  # one of SPLITS; empty = none
-    group: str = ""  # person, session or source video, which no split should divide; empty = none
+    group: str = ""  # person, session or source video; belongs to one split; empty = none
     start_s: float | None = None  # None = the file's start
     end_s: float | None = None  # None = the file's end
-    name: str = ""  # key of its stored poses: the path inside the set, or the official id
-    on_disk: bool = True  # False: the set lists it, but its video is missing
+    name: str = ""  # key of its stored poses: path inside the set, or official id
+    on_disk: bool = True  # False: the video file is missing
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A data set: its clips, labels and splits."""
 
-    source: Path  # the folder or file it was read from
+    source: Path  # folder or file of the data set
     items: tuple[Item, ...]
     labels: LabelSet
     warnings: tuple[str, ...] = ()
-    name: str = ""  # of a published set
-    tested: str = "test"  # the split of the published figures
-    official: Mapping[str, int] = field(default_factory=dict)  # clips of each split, as published
-    poses: Path | None = None  # stored poses that come with the set
-    drawn: tuple[str, ...] = ()  # how the splits were drawn here, where the set names none
+    name: str = ""  # of a published data set; empty = none
+    published_split: str = "test"  # split of the published results
+    official_counts: Mapping[str, int] = field(
+        default_factory=dict
+    )  # split -> published number of clips
+    poses: Path | None = None  # stored poses of the data set
+    split_notes: tuple[str, ...] = ()  # how splits were chosen, if the set has none
 
     @property
     def title(self) -> str:
-        """The name of the set, else that of its folder."""
+        """The name of a published data set, otherwise the name of the folder."""
         return self.name or (self.source.parent if self.source.is_file() else self.source).name
 
     @property
     def has_videos(self) -> bool:
+        """Whether the video of any clip is on disk."""
         return any(item.on_disk for item in self.items)
 
-    def of(self, split: str) -> list[Item]:
+    def in_split(self, split: str) -> list[Item]:
         """The clips of a split."""
         return [item for item in self.items if item.split == split]
 
     def incomplete(self, usable: Collection[Item], splits: Collection[str] = SPLITS) -> str:
-        """What is missing if only ``usable`` clips are there: "train 20,123 of 20,484 clips; ...".
+        """The available part if only ``usable`` clips exist: "train 20,123 of 20,484 clips; ...".
 
-        Empty if nothing is.
+        Empty if no clip is missing.
         """
         count = Counter(item.split for item in usable)
         parts = []
         for split in splits:
-            total = self.official.get(split, len(self.of(split)))
+            total = self.official_counts.get(split, len(self.in_split(split)))
             if count[split] < total:
                 parts.append(f"{split} {count[split]:,} of {total:,} clips")
         return "; ".join(parts)
@@ -89,9 +92,9 @@ class Manifest:
 def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> Manifest:
     """Read a folder of class folders, a CSV file, or a folder with a `manifest.csv` in it.
 
-    Where no clip has a split, about a fifth of each class is held out for validation: whole groups
-    where groups are known, else clips drawn with ``seed``; with ``by="random"`` clips in any case.
-    PevlError names the file and the line of what is wrong.
+    If no clip has a split, about a fifth of each class is held out for validation: whole groups if
+    groups are known, otherwise clips chosen by ``seed``; with ``by="random"`` always clips.
+    PevlError gives the file and line of a mistake.
     """
     source = Path(source)
     if not source.exists():
@@ -106,13 +109,15 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     names = list(dict.fromkeys(item.label for item in items))
     if len(names) < 2:
         raise PevlError(f"{source}: only the label '{names[0]}' occurs; two or more are needed.")
-    drawn: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
     if not any(item.split for item in items):
         items = hold_out(items, seed, by=by)
         held = sum(item.split == "val" for item in items)
         whole = by == "group" and any(item.group for item in items)
-        how = "whole groups" if whole else "drawn at random"
-        drawn = (f"no split given: held out {held} of {len(items)} clips ({how}) to validate",)
+        how = "whole groups" if whole else "chosen at random"
+        split_notes = (
+            f"no split given: {held} of {len(items)} clips ({how}) are held out for validation",
+        )
     elif not all(item.split for item in items):
         raise PevlError(f"{source}: some clips have a split and some have none; give all one.")
     if not any(item.split == "train" for item in items):
@@ -123,7 +128,7 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
     labels = LabelSet(
         tuple(names), tuple(p[0] for p in phrasings), others=others if any(others) else ()
     )
-    return Manifest(source, tuple(items), labels, tuple(warnings), drawn=drawn)
+    return Manifest(source, tuple(items), labels, tuple(warnings), split_notes=split_notes)
 
 
 def write_missing(path: Path, items: Sequence[Item]) -> None:
@@ -133,21 +138,21 @@ def write_missing(path: Path, items: Sequence[Item]) -> None:
     rows.writerow(("name", "label", "split", "expected"))
     for item in items:
         rows.writerow((item.name, item.label, item.split, item.path))
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Manifest:
-    """The manifest with the order, texts and prompt of the labels of a file, ``source``.
+    """The manifest with other ``labels``: their order, texts and prompt, read from ``source``.
 
-    PevlError unless they have the same names.
+    PevlError unless the label names are the same.
     """
     in_manifest, in_file = set(manifest.labels.names), set(labels.names)
     if in_manifest != in_file:
         absent = ", ".join(f"'{n}'" for n in sorted(in_manifest - in_file)[:3])
         extra = ", ".join(f"'{n}'" for n in sorted(in_file - in_manifest)[:3])
         raise PevlError(
-            f"{source}: its labels are not those of {manifest.source}"
+            f"{source}: its labels differ from the labels of {manifest.source}"
             + (f"; missing {absent}" if absent else "")
             + (f"; without clips {extra}" if extra else "")
             + "."
@@ -158,27 +163,27 @@ def with_labels(manifest: Manifest, labels: LabelSet, source: str | Path) -> Man
 def hold_out(
     items: Sequence[Item], seed: int, share: float = 0.2, by: HoldOut = "group"
 ) -> list[Item]:
-    """Put about ``share`` of each class in the split "val", the rest in "train".
+    """Put about ``share`` (0 to 1) of each class into the split "val", the rest into "train".
 
-    Whole groups at a time, or with ``by="random"`` single clips. Every class keeps a training clip.
+    Moves whole groups, or with ``by="random"`` single clips. Every class keeps a training clip.
     """
     random = Random(seed)
     by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, item in enumerate(items):
         group = item.group if by == "group" else ""
         by_label[item.label][group or f"\0{i}"].append(i)
-    held: set[str] = set()  # groups; one of several classes is in the same split in all of them
+    held: set[str] = set()  # groups; a group is in one split only, also if it has several classes
     for groups in by_label.values():
         total = sum(len(g) for g in groups.values())
-        wanted = min(math.ceil(total * share), total - 1)
+        target = min(math.ceil(total * share), total - 1)
         count = sum(len(members) for name, members in groups.items() if name in held)
         names = [n for n in groups if n not in held]
         random.shuffle(names)
         for name in names:
-            if count >= wanted:
+            if count >= target:
                 break
             if any(g.keys() <= held | {name} for g in by_label.values()):
-                continue  # some class would have no training clip
+                continue  # a class would have no training clip
             held.add(name)
             count += len(groups[name])
     val = {
@@ -192,7 +197,7 @@ def hold_out(
 
 
 def _leaks(items: Sequence[Item]) -> list[str]:
-    """A warning where splits divide groups, or none."""
+    """A warning if a group is in several splits; otherwise an empty list."""
     splits: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.group:
@@ -201,8 +206,8 @@ def _leaks(items: Sequence[Item]) -> list[str]:
     if not shared:
         return []
     return [
-        f"{len(shared)} groups (such as '{shared[0]}') are in more than one split, so figures will "
-        "be optimistic"
+        f"{len(shared)} groups (such as '{shared[0]}') are in more than one split, so validation "
+        "results are optimistic"
     ]
 
 
@@ -218,7 +223,7 @@ def _read_folder(root: Path) -> list[Item]:
     if len(split_folders) > 1 and not with_splits:
         other = next(p.name for p in parts if p not in split_folders)
         raise PevlError(
-            f"{root}: '{other}' stands beside '{split_folders[0].name}'; hint: give one folder per "
+            f"{root}: '{other}' is beside '{split_folders[0].name}'; hint: give one folder per "
             "action, or only the folders of the splits."
         )
     items = []
@@ -245,7 +250,7 @@ def _without_suffix(path: str) -> str:
 
 
 def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
-    """The clips; the texts of their labels go into ``texts``."""
+    """The clips of a CSV file; adds the texts of their labels to ``texts``."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -280,7 +285,7 @@ def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
         text = tuple(t.strip() for t in cell.get("text", "").split("|") if t.strip())
         if text and texts.setdefault(cell["label"], text) != text:
             raise PevlError(
-                f"{where}: label '{cell['label']}' has another text than before: "
+                f"{where}: label '{cell['label']}' has a different text than in an earlier line: "
                 f"'{' | '.join(texts[cell['label']])}'."
             )
         start_s = _seconds(cell.get("start_s", ""), where, "start_s")
@@ -301,7 +306,7 @@ def _read_csv(path: Path, texts: dict[str, tuple[str, ...]]) -> list[Item]:
             )
         )
     if not items:
-        raise PevlError(f"{path}: there are no clips in this file.")
+        raise PevlError(f"{path}: this file contains no clips.")
     return items
 
 

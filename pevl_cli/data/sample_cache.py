@@ -1,7 +1,7 @@
-"""Decoded clips on disk, up to a number of bytes, and which clips cannot be read.
+"""The disk cache of decoded clips, with a size limit, and of unreadable clips.
 
-Written by hand, 90 lines of .npz files: the ready-made disk caches pickle their values, which is
-unsafe to load, and keep an index in SQLite, which breaks on the network disks of GPU servers.
+Own code in place of a library: existing disk caches pickle their values, which is unsafe to load,
+and keep an index in SQLite, which fails on the network disks of GPU servers.
 """
 
 from __future__ import annotations
@@ -15,68 +15,69 @@ from pathlib import Path
 
 import numpy as np
 
-from pevl_cli.cache import cache_folder, write_aside
+from pevl_cli.cache import atomic_write, cache_folder
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError
 
-HEADER_BYTES = 4096  # of an entry, at most, beside its arrays
+HEADER_BYTES = 4096  # of a cache file, at most, in addition to its arrays
 
 
 class SampleCache:
-    """Samples by a key, which has to change with all that shapes a sample.
+    """Samples by a key; the key must contain everything that determines a sample.
 
-    Beside an entry's .npz file, or in its place, a .txt file says why the clip cannot be read;
-    an empty one: it can be, but there was no room for it.
+    A .txt file beside or instead of the .npz file gives the reason why a clip cannot be read. An
+    empty .txt file: the clip is readable, but the cache was full.
     """
 
     def __init__(self, limit_bytes: float) -> None:
         self.limit_bytes = limit_bytes
-        self._free_bytes = 0.0  # that this process may still write
+        self._free_bytes = 0.0  # bytes that this process may still write
 
     def begin_writing(self, processes: int = 1) -> None:
-        """Make room, and let each of ``processes`` write its share of it."""
+        """Trim the cache; each of ``processes`` may write an equal share of the free bytes."""
         self._free_bytes = (self.limit_bytes - trim_cache(self.limit_bytes)) / processes
 
     def entry(self, key: object) -> Path:
-        """The file of a sample; ``key`` counts by its repr."""
+        """The cache file of a sample, by the hash of ``repr(key)``."""
         name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
         return cache_folder("samples") / name[:2] / f"{name}.npz"
 
     def load(self, entry: Path, path: Path) -> Sample | None:
-        """The sample of the clip ``path``; None where there is none, or a damaged one."""
+        """The cached sample of the clip ``path``; None if it is missing or damaged."""
         try:
             sample = _read(entry, path)
-            os.utime(entry)  # used now, so the last to be removed
+            os.utime(entry)  # mark as used; the least recently used files are removed first
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
         return sample
 
     def store(self, entry: Path, sample: Sample) -> None:
-        """Write the sample, or, where it does not fit, that the clip is readable."""
+        """Write the sample; if the cache is full, only note that the clip is readable."""
         frame_bytes = 0 if sample.frames is None else sample.frames.nbytes
         size = frame_bytes + sample.joints.nbytes + HEADER_BYTES
         if size <= self._free_bytes:
             self._free_bytes -= size
-            with suppress(PevlError):  # a full disk makes it slower, not wrong
+            with suppress(PevlError):  # a full disk is no error: the clip is decoded again
                 _write(entry, sample)
                 return
         self.store_reason(entry, "")
 
     def reason(self, entry: Path) -> str | None:
-        """Why a clip cannot be read, as an earlier check found; "" if it can, None if unknown."""
+        """The reason why a clip cannot be read; "" if it is readable, None if not checked yet."""
         if entry.exists():
             return ""
         verdict = entry.with_suffix(".txt")
         return verdict.read_text(encoding="utf-8") if verdict.exists() else None
 
     def store_reason(self, entry: Path, reason: str) -> None:
+        """Note why a clip cannot be read; "": it is readable."""
         verdict = entry.with_suffix(".txt")
-        with suppress(PevlError), write_aside(verdict) as temporary:
+        with suppress(PevlError), atomic_write(verdict) as temporary:
             temporary.write_text(reason, encoding="utf-8")
 
 
 def trim_cache(limit_bytes: float) -> int:
-    """Remove the samples used longest ago, down to ``limit_bytes``; the bytes that remain."""
+    """Remove the least recently used samples until ``limit_bytes``; return the remaining bytes."""
     entries = []
     for entry in cache_folder("samples").glob("*/*.npz"):
         with suppress(OSError):  # removed by another run
@@ -114,5 +115,5 @@ def _write(entry: Path, sample: Sample) -> None:
     arrays["box"] = np.array(sample.box or [])
     arrays["frames"] = np.zeros(0, np.uint8) if sample.frames is None else sample.frames
     arrays["warnings"] = np.array(sample.warnings, dtype=np.str_)
-    with write_aside(entry) as temporary, temporary.open("wb") as file:
+    with atomic_write(entry) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

@@ -1,8 +1,8 @@
-"""From a clip and its actor to the model's input: cut-out frames, and the joints in them.
+"""From a clip and its actor to the model's input: cropped frames, and the joints in them.
 
-One decoding serves both streams: joints come from all 48 sampled frames, pictures from the middle
-ones of 16 triples (the paper's "downsample the pose to the video's index"). Every geometric change
-moves pictures and joints by the same matrix.
+A clip is decoded once for both streams: joints come from all 48 sampled frames, the video frames
+are the middle frames of 16 triples (the paper's "downsample the pose to the video's index"). Every
+geometric change uses the same matrix for frames and joints.
 
 Shapes: T video frames, S pose frames, J joints; see `pevl_cli/model/__init__.py`.
 """
@@ -27,26 +27,28 @@ from pevl_cli.pose.stored import StoredPoses
 
 # A joint with a lower score counts as not visible.
 VISIBLE_SCORE = 0.3
-# Sides of squares, in sides of the actor's box over the whole clip: a view, and the region that is
-# kept around it for shifted views and for turned and scaled variations.
+# Side of a square / longer side of the actor's box over the whole clip. View: the model's square
+# input. Kept: the region around it, which shifted, rotated and scaled views need.
 VIEW_MARGIN = 1.25
 KEPT_MARGIN = 1.6
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded clip: the region around its actor, scaled, and the joints in it."""
+    """One decoded clip: the scaled region around the actor, and the joints in it."""
 
     path: Path
-    frames: np.ndarray | None  # (T, h, w, 3) uint8 RGB, the kept region; None = poses only
-    joints: np.ndarray  # (S, J, 3) float32: x, y in pixels of the kept region, score in [0, 1]
-    size: tuple[int, int]  # w, h of the kept region, px
-    side_px: float  # side of the model's square view, in pixels of the kept region
+    frames: np.ndarray | None  # (T, h, w, 3) uint8 RGB, the region; None = poses only
+    joints: np.ndarray  # (S, J, 3) float32: x, y in px of the region, score in [0, 1]
+    size: tuple[int, int]  # w, h of the region, px
+    side_px: float  # side of the model's square view, in px of the region
     start_s: float
     end_s: float
-    seen: int  # pose frames, of S, in which the actor is seen
-    people: int  # at once, at most
-    box: list[float] | None  # the actor's x1, y1, x2, y2 over the clip, px of the upright picture
+    seen: int  # number of pose frames in which the actor is seen
+    people: int  # maximum number of people in one frame
+    box: (
+        list[float] | None
+    )  # around the actor in all frames: x1, y1, x2, y2, px of the upright video
     warnings: tuple[str, ...]
 
 
@@ -58,13 +60,12 @@ def read_sample(
     end_s: float | None = None,
     stored: StoredPoses | None = None,
 ) -> Sample:
-    """Decode a clip, or its part from start_s to end_s, detect its actor and cut out the view.
+    """Decode a clip, or its part from start_s to end_s, detect the actor and crop the region.
 
-    ``stored`` poses of the clip take the detector's place. Without either, or where nobody is
-    found, the whole picture is kept and no joint is visible.
+    ``stored`` poses of the clip replace the detector. Without both, or when no person is detected,
+    the region is the whole frame and no joint is visible.
 
-    PevlError where the video cannot be read, and for a clip without an actor where the model takes
-    poses only.
+    PevlError when the video cannot be read, and for a pose-only model when no person is detected.
     """
     clip = sample_clip(path, config.pose_frames, start_s, end_s)
     if stored is not None:
@@ -72,18 +73,18 @@ def read_sample(
     else:
         actor = detector.actor(clip) if detector is not None else None
     if not config.video and (actor is None or not actor.seen.any()):
-        raise PevlError(f"{path}: nobody was found in it, and this model takes poses only.")
+        raise PevlError(f"{path}: no person was detected, and this model uses poses only.")
     return make_sample(clip, actor, config)
 
 
 def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
-    """Cut a clip's region out, scaled so that a view has ``image_size`` pixels a side.
+    """Crop a clip's region, scaled so that the side of a view is ``image_size`` px.
 
-    ``actor`` None: the region of the whole picture, and no visible joint. PevlError where the
-    model's joints cannot be had from the actor's layout.
+    ``actor`` None: the region is the whole frame, and no joint is visible. PevlError when the
+    actor's layout lacks joints of the model.
     """
     height, width = clip.frames.shape[1:3]
-    scale = width / clip.width  # of the decoded frames
+    scale = width / clip.width  # px of a decoded frame per px of the video
     warnings = list(clip.warnings)
     joints = np.zeros((config.pose_frames, config.joints, 3), np.float32)
     box = None
@@ -95,17 +96,17 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
         joints[..., :2] *= scale
         seen = int(actor.seen[clip.frame_of].sum())
         if box is None:
-            warnings.append("nobody was found: the answer comes from the frames alone")
+            warnings.append("no person was detected: the answer uses the video frames only")
         elif actor.people > 1:
             warnings.append(
-                f"{actor.people} people at once: tracked the one in box "
+                f"{actor.people} people in one frame: tracked the person in box "
                 f"{[round(v) for v in box]} for {seen} of {config.pose_frames} frames"
             )
-    region = _Region.of(config, width, height, None if box is None else [v * scale for v in box])
+    region = _Region.fit(config, width, height, None if box is None else [v * scale for v in box])
     frames = None
     if config.video:
-        indexed = clip.frame_of[1::3]  # the middle ones of the triples
-        # A large picture is averaged first: a warp that shrinks it skips pixels.
+        indexed = clip.frame_of[1::3]  # the middle frames of the triples
+        # A large frame is averaged first: warpAffine skips pixels when it shrinks.
         frames = np.stack([_warp(_shrink(clip.frames[i], region.scale), region) for i in indexed])
     joints[..., :2] = joints[..., :2] * region.scale + region.region_from_frame[:, 2]
     return Sample(
@@ -126,17 +127,18 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
 def pose_sample(path: Path, stored: StoredPoses, config: ModelConfig) -> Sample:
     """The sample of a clip that has poses only.
 
-    The model's S frames lie evenly over the clip's; between two frames joints move on a straight
-    line. PevlError where nobody is seen, or the model's joints cannot be had from the layout.
+    The model's S frames are evenly spaced over the clip's frames; joints are interpolated linearly
+    between two frames. PevlError when no person is visible, or the layout lacks joints of the
+    model.
     """
     actor = stored.actor()
     if not actor.seen.any():
-        raise PevlError(f"{path}: nobody is seen in '{stored.name}'.")
+        raise PevlError(f"{path}: no person is visible in '{stored.name}'.")
     whole = to_layout(actor.joints, actor.layout, config.layout, config.allow_missing_joints)
     count = config.pose_frames
     frame = np.clip((np.arange(count) + 0.5) / count * len(whole) - 0.5, 0, len(whole) - 1)
     joints = _interpolate(whole, frame)
-    region = _Region.of(config, *stored.canvas, actor.box)
+    region = _Region.fit(config, *stored.canvas, actor.box)
     joints[..., :2] = joints[..., :2] * region.scale + region.region_from_frame[:, 2]
     return Sample(
         path=path,
@@ -154,10 +156,10 @@ def pose_sample(path: Path, stored: StoredPoses, config: ModelConfig) -> Sample:
 
 
 def _fractional_frames(frame_of: np.ndarray) -> np.ndarray:
-    """The place of each of the S sampled times among the U distinct frames, (S,) float.
+    """The fractional frame, 0 to U - 1, at each of the S sampled times, (S,) float.
 
-    frame_of (S,) int. A short or slow video shows one frame at several times: with whole frames a
-    moving body would stand still and jump.
+    frame_of (S,) int. In a short or slow video, several times share a frame: without interpolation
+    a moving body would stand still and then jump.
     """
     times = np.arange(len(frame_of))
     middle = np.bincount(frame_of, times) / np.bincount(frame_of)
@@ -167,7 +169,7 @@ def _fractional_frames(frame_of: np.ndarray) -> np.ndarray:
 def _interpolate(joints: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Joints (T, J, 3) at fractional frames (S,) -> (S, J, 3) float32.
 
-    A joint that is not visible in both neighbouring frames is that of the nearer one.
+    A joint that is not visible in both neighbouring frames is taken from the nearer frame.
     """
     low = np.floor(frame).astype(int)
     high = np.minimum(low + 1, len(joints) - 1)
@@ -180,14 +182,14 @@ def _interpolate(joints: np.ndarray, frame: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Region:
-    """The part of a picture that is kept, scaled."""
+    """The part of a frame that a sample keeps, and its scale."""
 
-    scale: float  # pixels of the region per pixel of the picture
-    region_from_frame: np.ndarray  # (2, 3): pixels of the picture to those of the region
-    size: tuple[int, int]  # w, h in pixels of the region
+    scale: float  # px of the region per px of the frame
+    region_from_frame: np.ndarray  # (2, 3): px of the frame to px of the region
+    size: tuple[int, int]  # w, h of the region, px
 
     @classmethod
-    def of(cls, config: ModelConfig, width: int, height: int, box: list[float] | None) -> _Region:
+    def fit(cls, config: ModelConfig, width: int, height: int, box: list[float] | None) -> _Region:
         # CLIP's centre crop: 224 of 256 pixels of the short side.
         side = min(width, height) * 0.875
         centre = width / 2, height / 2
@@ -196,7 +198,7 @@ class _Region:
             x1, y1, x2, y2 = box
             around = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
             centre = (x1 + x2) / 2, (y1 + y2) / 2
-            # As near to the actor as the picture's border allows, and large enough for the body.
+            # Around the actor, inside the frame, and large enough for the body.
             side = max(side, around)
             centre = _clamp(centre[0], side, width), _clamp(centre[1], side, height)
             kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
@@ -213,12 +215,12 @@ class _Region:
 
 
 def _clamp(centre: float, side: float, length: float) -> float:
-    """The nearest centre at which a view lies in the picture; the middle if it is too large."""
+    """The nearest centre at which a view lies inside the frame; the middle for a larger view."""
     return min(max(centre, side / 2), length - side / 2) if side < length else length / 2
 
 
 def _shrink(frame: np.ndarray, scale: float) -> np.ndarray:
-    """The frame (h, w, 3) divided by the largest whole factor that a ``scale`` below 1 contains."""
+    """Shrink the frame (h, w, 3) by the integer factor floor(1 / scale), if that is above 1."""
     factor = max(1, int(1 / scale))
     if factor == 1:
         return frame
@@ -227,7 +229,7 @@ def _shrink(frame: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _warp(frame: np.ndarray, region: _Region) -> np.ndarray:
-    """The region (h, w, 3) of a frame that `_shrink` has shrunk."""
+    """Crop the region (h, w, 3) from a frame after `_shrink`."""
     factor = max(1, int(1 / region.scale))
     matrix = region.region_from_frame.copy()
     matrix[:, :2] *= factor
@@ -235,23 +237,26 @@ def _warp(frame: np.ndarray, region: _Region) -> np.ndarray:
     return warped
 
 
-def view(sample: Sample, config: ModelConfig, place: int = 0, mirrored: bool = False) -> Batch:
-    """A square view as a batch of one: ``place`` 0 the middle, 1 and 2 to either side of it."""
+def view(sample: Sample, config: ModelConfig, position: int = 0, mirrored: bool = False) -> Batch:
+    """A square view as a batch of one, shapes as in `cut_view`.
+
+    ``position``: 0 the middle; 1 and 2 the two sides of it.
+    """
     free = np.array(sample.size, np.float32) - sample.side_px
-    shift = np.where(free == free.max(), free / 2, 0) * (0, -1, 1)[place]
+    shift = np.where(free == free.max(), free / 2, 0) * (0, -1, 1)[position]
     return cut_view(sample, config, shift, 1.0, 0.0, mirrored)
 
 
 def collate(batches: list[Batch]) -> Batch:
-    """Several batches as one, in their order."""
+    """Concatenate batches along N, in their order: frames (N, T, 3, H, W), joints (N, S, J, 3)."""
     frames = [b.frames for b in batches if b.frames is not None]
     joints = [b.joints for b in batches if b.joints is not None]
     has_video = [torch.tensor([True]) if b.has_video is None else b.has_video for b in batches]
-    named = any(b.has_video is not None for b in batches)
+    some_without = any(b.has_video is not None for b in batches)
     return Batch(
         torch.cat(frames) if frames else None,
         torch.cat(joints) if joints else None,
-        torch.cat(has_video) if named else None,
+        torch.cat(has_video) if some_without else None,
     )
 
 
@@ -264,12 +269,13 @@ def cut_view(
     mirrored: bool,
     times: np.ndarray | None = None,
 ) -> Batch:
-    """Cut a square view out of the kept region, by one matrix for pictures and joints.
+    """Crop a square view from the region, with one matrix for frames and joints.
 
-    ``shift`` (2,) of its centre in pixels of the region; ``times`` (S,) int: the pose frame shown
-    at each time, by default all in order. -> a batch of one: frames (1, T, 3, image_size,
+    ``shift`` (2,): offset of the centre in px of the region. ``times`` (S,) int: the pose frame at
+    each time, by default all in order. Returns a batch of one: frames (1, T, 3, image_size,
     image_size) uint8, joints (1, S, J, 3) with x, y in [0, 1] inside the view and visibility 0 or
-    1. Without video frames are zeros and ``has_video`` is False; None for a model without video.
+    1. For a clip without video, frames are zeros and ``has_video`` is False; for a model without
+    video both are None.
     """
     side = config.image_size
     middle = np.array(sample.size) / 2 + shift

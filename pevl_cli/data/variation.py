@@ -1,4 +1,4 @@
-"""One random variation of a sample, as training shows it.
+"""The random augmentation of a sample in training.
 
 Shapes: T video frames, S pose frames, J joints; see `pevl_cli/model/__init__.py`.
 """
@@ -14,12 +14,13 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 
 
-def vary(
+def augment_sample(
     sample: Sample, config: ModelConfig, augmentation: Augmentation, rng: np.random.Generator
 ) -> Batch:
-    """A random variation of the sample as a batch of one; the same for the same state of ``rng``.
+    """Augment a sample at random; the result is a batch of one, determined by the state of ``rng``.
 
-    Never are video and pose lost together: a sample without any seen joint keeps its video.
+    frames (1, T, 3, H, W), joints (1, S, J, 3). At most one of video and pose is removed: a sample
+    without a visible joint keeps its video.
     """
     a = augmentation
     shift = rng.uniform(-a.shift, a.shift, 2) * sample.side_px
@@ -47,14 +48,14 @@ def vary(
 
 
 def _time_map(rng: np.random.Generator, count: int, shortest: float) -> np.ndarray:
-    """The pose frame shown at each of ``count`` times, (count,) int: a random part, stretched."""
+    """Pose frame at each of ``count`` times, (count,) int: a random part of the clip, stretched."""
     length = rng.uniform(shortest, 1) * (count - 1)
     first = rng.uniform(0, count - 1 - length)
     return np.round(np.linspace(first, first + length, count)).astype(int)
 
 
 def _recolour(frames: torch.Tensor, a: Augmentation, rng: np.random.Generator) -> torch.Tensor:
-    """Brightness, contrast, colour, grey and a blank rectangle, the same in all frames.
+    """Change brightness, contrast and colour and add a blank rectangle, the same in all frames.
 
     frames (1, T, 3, H, W) uint8 -> the same shape and type.
     """

@@ -1,1 +1,1 @@
-"""Figures of checkpoints: measured, compared, reported, and the paper's ablations."""
+"""Measure checkpoints on data sets, compare results, write reports, run the paper's ablations."""

@@ -1,7 +1,7 @@
-"""The variants of the paper's Tables 4 to 9, trained and measured, beside the paper's figures.
+"""Train and measure the variants of the paper's Tables 4 to 9; list the paper's results beside.
 
-A variant is the config with some fields changed; all are trained by the same schedule. Figures are
-those of the last epoch, so no epoch is chosen on the clips that are measured.
+A variant is the config with some fields changed; all variants have the same schedule. Results are
+those of the last epoch, so that no epoch is chosen on the measured clips.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from pevl_cli import recognise
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.benchmark import benchmark
-from pevl_cli.evaluation.cost import Cost, cost_of
+from pevl_cli.evaluation.cost import Cost, compute_cost
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.files import PoseStore
 from pevl_cli.training.progress import Event
@@ -29,7 +29,7 @@ from pevl_cli.training.run_folder import data_hash, has_state
 from pevl_cli.training.settings import TrainSettings
 from pevl_cli.training.train import adapt_settings, train
 
-# Before the SGMC module: concatenated features, vanilla contrast.
+# Without the SGMC module: concatenated features, vanilla contrast.
 ONE_LEVEL: dict[str, Any] = {
     "similarities": ("concat",),
     "semantic_loss": False,
@@ -40,7 +40,7 @@ NO_ADAPTERS: dict[str, Any] = {
     "pose_adapters": False,
     "text_adapters": False,
 }
-# Changes to the config, by the name of the variant's folder. Tables share variants.
+# Name of a variant (part of its folder's name) -> changes of the config. Tables share variants.
 VARIANTS: dict[str, dict[str, Any]] = {
     "pevl": {},
     "baseline": ONE_LEVEL | NO_UCMR | NO_ADAPTERS | {"pose": False},
@@ -79,7 +79,7 @@ class Row:
     """A row of one of the paper's tables."""
 
     title: str
-    variant: str  # in VARIANTS
+    variant: str  # key of VARIANTS
     paper_top1: float | None = None  # in %, on Diving48, ViT-B/16
     paper_top5: float | None = None
 
@@ -88,10 +88,10 @@ class Row:
 class Ablation:
     """One of the paper's tables."""
 
-    table: int  # its number
+    table: int  # number in the paper
     title: str
     rows: tuple[Row, ...]
-    costs: bool = False  # the paper's table has GFLOPs and tunable parameters
+    costs: bool = False  # whether the paper's table has GFLOPs and tunable parameters
 
 
 FULL = Row("PeVL", "pevl", 91.9, 99.6)
@@ -172,17 +172,17 @@ ABLATIONS: dict[str, Ablation] = {
 
 @dataclass
 class RowFigures:
-    """The measured figures of a row, in [0, 1], one a seed."""
+    """The results of a row, in [0, 1], one per seed."""
 
     row: Row
     config: ModelConfig
     top1: list[float] = field(default_factory=list)
     top5: list[float] = field(default_factory=list)
     mean_class: list[float] = field(default_factory=list)
-    cost: Cost | None = None  # where the paper's table has it
+    cost: Cost | None = None  # None if the paper's table does not have it
 
 
-Listener = Callable[[str, Event], None]  # the run's folder name, and what happens in it
+Listener = Callable[[str, Event], None]  # folder name of the run, event
 
 
 def ablate(
@@ -195,13 +195,13 @@ def ablate(
 ) -> list[RowFigures]:
     """Train and measure every variant of one of the paper's tables, with each seed.
 
-    ``name`` is a key of ABLATIONS. Runs lie below the settings' folder, one a variant and seed. A
-    finished run is read and a stopped one is continued, so a second call continues the first.
+    ``name``: a key of ABLATIONS. Each variant and seed has a folder inside the settings' folder. A
+    second call reads finished runs and continues interrupted runs.
 
-    UsageError when a variant does not fit the config, or a folder holds a run with other settings;
-    KeyboardInterrupt keeps all runs so far.
+    UsageError when a variant does not fit the config, or a folder contains a run with other
+    settings; PevlError as in `train`. After a KeyboardInterrupt all runs so far are kept.
     """
-    # From the data only the joints: what else fits poses alone is a variant of the table.
+    # Adapt only the joints to the data; other pose-only settings are variants of the table.
     adapted = adapt_settings(settings, manifest, poses).model
     joints = {"layout": adapted.layout, "joints": adapted.joints}
     settings = settings.model_copy(update={"model": settings.model.model_copy(update=joints)})
@@ -212,7 +212,7 @@ def ablate(
         )
     table = []
     for row in ABLATIONS[name].rows:
-        variant = _first_equal(row.variant, settings.model)
+        variant = _first_equal_variant(row.variant, settings.model)
         figures = RowFigures(row, _config(settings.model, VARIANTS[variant]))
         for seed in seeds:
             folder = settings.folder / f"{variant}-seed{seed}"
@@ -223,15 +223,15 @@ def ablate(
             figures.mean_class.append(result["mean_class"])
         if ABLATIONS[name].costs:
             config = figures.config.model_copy(update={"classes": len(manifest.labels)})
-            figures.cost = cost_of(config, manifest.labels)
+            figures.cost = compute_cost(config, manifest.labels)
         table.append(figures)
     return table
 
 
 def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """The config with the changes. UsageError when they contradict it."""
+    """The config with ``changes``. UsageError when they do not fit."""
     try:
-        # The number of classes is set by training.
+        # Training sets the number of classes.
         return ModelConfig.model_validate(config.model_dump() | {"classes": 1} | dict(changes))
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -240,10 +240,10 @@ def _config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         ) from error
 
 
-def _first_equal(variant: str, config: ModelConfig) -> str:
-    """The first variant that gives the same model: without Eq. (5) in `mini`, say, two do."""
-    wanted = _config(config, VARIANTS[variant])
-    return next(v for v, changes in VARIANTS.items() if _config(config, changes) == wanted)
+def _first_equal_variant(variant: str, config: ModelConfig) -> str:
+    """The first variant with the same model config: in `mini`, two variants are equal."""
+    target = _config(config, VARIANTS[variant])
+    return next(v for v, changes in VARIANTS.items() if _config(config, changes) == target)
 
 
 def _run_settings(
@@ -256,10 +256,10 @@ def _run_settings(
 def _measure(
     settings: TrainSettings, manifest: Manifest, poses: PoseStore | None, listener: Listener
 ) -> dict[str, Any]:
-    """The figures of one run, trained unless that was done before."""
+    """The results of one run; trains it unless it is finished."""
     folder = settings.folder
     file = folder / "figures.json"
-    # What has to be the same in all runs of a table, beside the seed.
+    # Everything except the seed that must be the same in all runs of a table.
     made_by = settings.model_dump(
         mode="json", exclude={"run": True, "data": {"workers", "cache_gb"}}
     )
@@ -296,33 +296,33 @@ def _measure(
         "minutes": round(result.seconds / 60, 2),
         "made_by": made_by,
     }
-    with write_aside(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    for state in ("state.pt", "state.older.pt"):  # large, and nothing is left to continue
+    for state in ("state.pt", "state.older.pt"):  # large, and the run is finished
         (folder / state).unlink(missing_ok=True)
     shutil.rmtree(folder / "best", ignore_errors=True)
     return figures
 
 
 def _read_figures(file: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a finished run. PevlError when damaged, UsageError for other settings."""
+    """Read the results of a finished run. PevlError when damaged, UsageError for other settings."""
     try:
         figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         stored = figures["made_by"]
         float(figures["top1"] + figures["top5"] + figures["mean_class"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PevlError(f"{file}: is damaged ({error!r}); remove it.") from error
+        raise PevlError(f"{file}: is damaged ({error!r}); remove the file.") from error
     for part, value in made_by.items():
         if stored.get(part) != value:
             raise UsageError(
-                f"{file.parent}: was made with another '{part}', and all rows of a table need the "
-                "same; hint: name another folder with --out, or remove this one."
+                f"{file.parent}: was made with another '{part}', but all rows of a table need the "
+                "same; hint: choose another folder with --out, or remove this one."
             )
     return figures
 
 
 def table_title(settings: TrainSettings, manifest: Manifest) -> str:
-    """What all rows of a table have in common: data set, config, frames, schedule."""
+    """The common facts of all rows: data set, config, frames, schedule."""
     optim, config = settings.optim, settings.model
     return (
         f"{manifest.title}, `{config.name}`, {config.video_frames} + {config.pose_frames} frames, "
@@ -331,7 +331,7 @@ def table_title(settings: TrainSettings, manifest: Manifest) -> str:
 
 
 def markdown(name: str, table: Sequence[RowFigures], title: str) -> str:
-    """The table with our figures beside the paper's; ``title`` as `table_title` gives it."""
+    """The table as Markdown with our results and the paper's; ``title`` from `table_title`."""
     ablation = ABLATIONS[name]
     seeds = len(table[0].top1)
     lines = [

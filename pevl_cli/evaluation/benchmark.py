@@ -1,4 +1,4 @@
-"""A checkpoint's figures on a data set, by that set's own split and metrics, and what they cost."""
+"""Measure a checkpoint on a data set: accuracy, calibration, cost and speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pevl_cli.data.loader import Loader, Unreadable, worker_count, worker_errors
 from pevl_cli.data.manifest import SPLITS, Item, Manifest
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluation.cost import cost_of
+from pevl_cli.evaluation.cost import compute_cost
 from pevl_cli.evaluation.outcome import Outcome, clip_results
 from pevl_cli.evaluation.speed import measure_speed
 from pevl_cli.labels import LabelSet
@@ -31,7 +31,7 @@ from pevl_cli.pose.files import PoseStore
 from pevl_cli.recognise import Recogniser
 from pevl_cli.training.run_folder import data_hash
 
-Listener = Callable[[int, int], None]  # clips that are done, of how many
+Listener = Callable[[int, int], None]  # finished clips, all clips
 
 
 def benchmark(
@@ -46,23 +46,23 @@ def benchmark(
     workers: int | None = None,
     timed: bool = False,
 ) -> Outcome:
-    """All figures on a split; by default on the one of the published figures.
+    """Measure a split; ``split`` None: the split of the published results.
 
-    ``batch`` clips go through the model at a time, fewer where the memory is too small for them.
-    ``workers`` loader processes decode clips and detect joints; None: see `worker_count`. Neither
-    changes a figure. ``timed`` also measures the speed.
+    ``batch``: clips per forward pass, fewer when memory is too small. ``workers``: loader processes
+    that decode clips and detect joints; None: see `worker_count`. Both do not change the results.
+    ``timed``: also measure the speed.
 
     PevlError when the labels do not fit, no clip can be read, or a loader process is killed;
-    UsageError for a split that is not there, and for a model of poses without any.
+    UsageError for an unknown split, and for a pose-only model without poses and detector.
     """
     config = recogniser.model.config
     if not config.video and recogniser.detector is None and poses is None:
         raise UsageError(
-            f"{checkpoint_name}: this model takes poses only; it needs a detector or --poses."
+            f"{checkpoint_name}: this model uses poses only; it needs a detector or --poses."
         )
     split, listed = choose_split(manifest, checkpoint_name, split)
-    labels = fitting_labels(manifest, recogniser.labels, checkpoint_name)
-    recogniser.encode(labels)  # before the clips: labels may be refused
+    labels = choose_labels(manifest, recogniser.labels, checkpoint_name)
+    recogniser.encode(labels)  # before the clips are read: the labels may be rejected
     items = [i for i in listed if i.on_disk or (poses is not None and poses.find(i.name))]
     clips = Clips(_relabelled(items, labels), labels.names, config, recogniser.detector, 0, poses)
     with worker_errors():
@@ -71,7 +71,7 @@ def benchmark(
     left_out = [LeftOut(item, r.reason) for item, r in pairs if isinstance(r, Unreadable)]
     readable = [(item, r) for item, r in pairs if isinstance(r, Similarities)]
     if not readable:
-        reason = f"; the first: {left_out[0].reason}" if left_out else ", nor poses of it"
+        reason = f"; the first: {left_out[0].reason}" if left_out else " and none has poses"
         raise PevlError(
             f"{manifest.source}: none of the {len(listed)} clips of split '{split}' can be read"
             f"{reason}"
@@ -93,7 +93,7 @@ def benchmark(
         left_out=left_out,
         incomplete=manifest.incomplete(measured, SPLITS if split == "all" else (split,)),
         views=views,
-        cost=cost_of(config, labels),
+        cost=compute_cost(config, labels),
         speed=speed,
         provenance=provenance,
         **figures,
@@ -101,7 +101,7 @@ def benchmark(
 
 
 def _relabelled(items: Sequence[Item], labels: LabelSet) -> list[Item]:
-    """The items with the names that ``labels`` has for theirs."""
+    """The items with their labels replaced by the equivalent names in ``labels``."""
     known = {name: labels.find(name) or 0 for name in {item.label for item in items}}
     return [replace(item, label=labels.names[known[item.label]]) for item in items]
 
@@ -113,7 +113,7 @@ def _figures(
     items: Sequence[Item],
     similarities: Similarities,
 ) -> dict[str, Any]:
-    """Those parts of an `Outcome` that come from the N items' similarities alone."""
+    """The fields of an `Outcome` that are computed from the similarities of N items."""
     values = similarities.values
     true = [labels.names.index(item.label) for item in _relabelled(items, labels)]
     scores = recogniser.scores(similarities, labels)
@@ -123,7 +123,7 @@ def _figures(
     as_trained = Calibration(temperature=float(recogniser.model.temperature.detach()))
     return {
         "accuracy": accuracy(values, true, labels.names),
-        "intervals": intervals(np.array([c.right for c in clips]), true, groups),
+        "intervals": intervals(np.array([c.correct for c in clips]), true, groups),
         "groups": len({group for group in groups if group}),
         "calibration": recogniser.calibration,
         "reliability": reliability(scores, true),
@@ -135,7 +135,7 @@ def _figures(
 def _provenance(
     manifest: Manifest, recogniser: Recogniser, checkpoint_name: str, poses: PoseStore | None
 ) -> dict[str, Any]:
-    """What another has to use to get the same figures."""
+    """The versions, hashes and settings that are needed to repeat the measurement."""
     detector = recogniser.detector
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
     return {
@@ -156,7 +156,7 @@ def _device_name(device: str) -> str:
     return str(torch.cuda.get_device_name(device)) if device.startswith("cuda") else device
 
 
-# -- the clips through the model ----------------------------------------------------------------
+# -- matching of the clips ------ ----------------------------------------------------------------
 
 
 def _match_clips(
@@ -168,7 +168,7 @@ def _match_clips(
     workers: int | None,
     listener: Listener,
 ) -> Iterator[Similarities | Unreadable]:
-    """Each clip's similarities with the labels, or why it cannot be read."""
+    """Yield each clip's similarities with the labels, or the reason why it cannot be read."""
     count = worker_count(workers, recogniser.device)
     samples = iter(Loader(clips.__getitem__, range(len(clips)), count, recogniser.detector))
     done = 0
@@ -184,13 +184,13 @@ def _match_clips(
 def _match(
     recogniser: Recogniser, samples: Sequence[Sample], labels: LabelSet, views: int, batch: int
 ) -> list[Similarities]:
-    """The similarities of each sample; ``batch`` is halved where the memory is too small."""
+    """The similarities of each sample; halves ``batch`` when memory is too small."""
     while True:
         try:
             return recogniser.match(samples, labels, views, batch).split()
         except RuntimeError as error:
-            full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-            if not full:
+            no_memory = isinstance(error, torch.OutOfMemoryError)
+            if not no_memory and "allocate memory" not in str(error):
                 raise
             if batch == 1:
                 raise PevlError(
@@ -204,9 +204,10 @@ def _match(
 
 
 def clip_names(items: Sequence[Item]) -> dict[int, str]:
-    """A different name for each item, by its `id`: the ending or a number tells equal names apart.
+    """A unique name for each item: `id` of the item -> name. Equal names get a suffix or number.
 
-    Three items named "a", of a.mp4, a.mov and a.mov, become "a.mp4", "a.mov" and "a.mov #2".
+    Example: three items named "a", of a.mp4, a.mov and a.mov, become "a.mp4", "a.mov" and
+    "a.mov #2".
     """
     plain = [item.name or str(item.path) for item in items]
     count, used = Counter(plain), Counter[str]()
@@ -221,19 +222,19 @@ def clip_names(items: Sequence[Item]) -> dict[int, str]:
 def choose_split(
     manifest: Manifest, checkpoint_name: str, split: str | None
 ) -> tuple[str, list[Item]]:
-    """The split to measure and its clips; None means the one of the published figures.
+    """The split to measure and its clips. ``split`` None: the split of the published results.
 
-    It is "all" where the data set names no splits and the checkpoint was not trained on it.
-    UsageError if there are no clips in it.
+    "all" if the data set has no splits and the checkpoint was not trained on it. UsageError for a
+    split without clips.
     """
-    if split is None and manifest.drawn and not trained_on(manifest, checkpoint_name):
+    if split is None and manifest.split_notes and not trained_on(manifest, checkpoint_name):
         return "all", list(manifest.items)
-    present = (name for name in (manifest.tested, "val") if manifest.of(name))
-    split = split or next(present, manifest.tested)
-    items = manifest.of(split)
+    present = (name for name in (manifest.published_split, "val") if manifest.in_split(name))
+    split = split or next(present, manifest.published_split)
+    items = manifest.in_split(split)
     if not items:
         known = ", ".join(sorted({item.split for item in manifest.items}))
-        raise UsageError(f"{manifest.source}: has no split '{split}', but {known}.")
+        raise UsageError(f"{manifest.source}: has no split '{split}'; it has {known}.")
     return split, items
 
 
@@ -241,34 +242,35 @@ def trained_on(manifest: Manifest, checkpoint_name: str) -> bool:
     """Whether a checkpoint was trained on the same clips in the same splits."""
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
     hashes = str(training.get("data_hash")), data_hash(manifest)
-    clips_then, clips_now = (h.partition("-")[0] for h in hashes)  # the rest is of the labels
-    return clips_then == clips_now
+    trained_clips, clips = (h.partition("-")[0] for h in hashes)  # without the labels' hash
+    return trained_clips == clips
 
 
 def seen_in_training(split: str, manifest: Manifest, checkpoint_name: str) -> bool:
-    """Whether a checkpoint was trained on this split of a data set of this name."""
+    """Whether a checkpoint was trained on this split of a data set with this name."""
     training = checkpoint.read_facts(checkpoint.find(checkpoint_name)).training
-    names = training.get("data")  # a list where sets were joined
+    names = training.get("data")  # a list for several data sets
     if manifest.title not in (names if isinstance(names, list) else [names]):
         return False
     return split in {"train", "all"} or (split == "val" and bool(training.get("all_clips")))
 
 
-def fitting_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
-    """The labels to choose among: the checkpoint's ``known`` ones, or the data set's without any.
+def choose_labels(manifest: Manifest, known: LabelSet | None, checkpoint_name: str) -> LabelSet:
+    """The labels to choose from: the checkpoint's labels ``known``; if None, the data set's labels.
 
-    The data set's labels must be among the known ones, by name, text or another phrasing; where
-    they are numbers (a pickle's), in the same order, too, as in another order a number means
-    another action. PevlError shows the first that does not fit.
+    The data set's labels must be in ``known``, by name, text or other phrasing. Labels of a pickle
+    are numbers and must also have the same order. PevlError gives the first label that does not
+    fit.
     """
     if known is None:
         return manifest.labels
     if manifest.poses == manifest.source and {*manifest.labels.names} == {*known.names}:
-        for i, (theirs, ours) in enumerate(zip(manifest.labels.names, known.names, strict=True)):
-            if theirs != ours:
+        pairs = zip(manifest.labels.names, known.names, strict=True)
+        for i, (dataset_label, checkpoint_label) in enumerate(pairs):
+            if dataset_label != checkpoint_label:
                 raise PevlError(
-                    f"label {i} is '{theirs}' in {manifest.source.name} and '{ours}' in "
-                    f"{checkpoint_name}: the same label file is needed for both."
+                    f"label {i} is '{dataset_label}' in {manifest.source.name} and "
+                    f"'{checkpoint_label}' in {checkpoint_name}; both need the same label file."
                 )
     used = {item.label for item in manifest.items}
     for i, name in enumerate(manifest.labels.names):

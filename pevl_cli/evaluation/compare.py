@@ -1,4 +1,4 @@
-"""Results of `pevl benchmark` compared, clip by clip."""
+"""Compare results of `pevl benchmark`, clip by clip."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.evaluation.outcome import FORMAT
-from pevl_cli.metrics import Paired, paired
+from pevl_cli.metrics import PairedTest, paired_test
 
-SHOWN = 12  # differing labels and clips that are listed at most
+MAX_SHOWN = 12  # maximum number of differing labels and clips that are listed
 
 
 @dataclass(frozen=True)
 class Result:
     """The parts of a result.json that are compared."""
 
-    name: str  # of the folder or file
-    path: str  # as it was given
+    name: str  # name of the folder or file
+    path: str  # path in the command
     dataset: str
     split: str
     top1: float
@@ -32,25 +32,25 @@ class Result:
     calibration_error: float
     low: float  # 95 % interval of top-1
     high: float
-    answers: dict[str, tuple[str, str]]  # clip -> right label, answer
+    answers: dict[str, tuple[str, str]]  # clip -> true label, answer
     groups: dict[str, str]  # clip -> group
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One result against the first, on the clips that both have."""
+    """The difference of a result from the first result, on their common clips."""
 
     name: str
     clips: int
-    paired: Paired | None  # None without such clips
-    labels: list[tuple[str, int, int]]  # label, clips only the first has right, only this one
-    only_first: list[str]  # clips that only the first has right
-    only_this: list[str]
+    paired: PairedTest | None  # None without common clips
+    labels: list[tuple[str, int, int]]  # label, clips correct only in the first, only in this
+    only_first: list[str]  # clips correct only in the first result
+    only_this: list[str]  # clips correct only in this result
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two or more results, and how each differs from the first."""
+    """Two or more results, and the difference of each from the first."""
 
     results: list[Result]
     differences: list[Difference]  # of the second, the third, ... from the first
@@ -66,7 +66,7 @@ class Comparison:
     )
 
     def rows(self) -> list[list[str]]:
-        """A table's cells below `HEAD`, figures in %; the last row has mean and deviation."""
+        """The table's cells below `HEAD`, in %; the last row has mean and standard deviation."""
         rows = []
         for r in self.results:
             figures = (r.top5, r.mean_class, r.calibration_error)
@@ -88,7 +88,7 @@ class Comparison:
         return [*rows, [f"mean of {len(rows)}", "", "", *mean]]
 
     def sentences(self) -> list[str]:
-        """The differences, a line each; lines that belong to the one above are indented."""
+        """The differences, one per line; details of a difference are indented below it."""
         lines = []
         first = self.results[0]
         for d in self.differences:
@@ -97,21 +97,21 @@ class Comparison:
                 lines.append(f"{d.name} and {first.name} have no clip in common: not compared.")
                 continue
             lines.append(
-                f"{d.name} against {first.name} on {d.clips:,} common clips: "
+                f"{d.name} compared with {first.name} on {d.clips:,} common clips: "
                 f"{100 * p.difference:+.1f} points (95 %: {100 * p.interval.low:+.1f} to "
-                f"{100 * p.interval.high:+.1f}); only it is right in {p.only_second}, only "
-                f"{first.name} in {p.only_first}; McNemar's exact test: p = {p.p_value:.3g}."
+                f"{100 * p.interval.high:+.1f}); clips correct only in {d.name}: {p.only_second}, "
+                f"only in {first.name}: {p.only_first}; McNemar's exact test: p = {p.p_value:.3g}."
             )
-            for label, lost, gained in d.labels[:SHOWN]:
+            for label, lost, gained in d.labels[:MAX_SHOWN]:
                 lines.append(f"  {label}: {gained} gained, {lost} lost")
             for word, clips in (("gained", d.only_this), ("lost", d.only_first)):
                 if clips:
-                    more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
-                    lines.append(f"  {word}: {', '.join(clips[:SHOWN])}{more}")
+                    more = f" and {len(clips) - MAX_SHOWN} more" if len(clips) > MAX_SHOWN else ""
+                    lines.append(f"  {word}: {', '.join(clips[:MAX_SHOWN])}{more}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, without each clip's answer."""
+        """The content of a JSON file, without the answers for single clips."""
         content = asdict(self)
         for result in content["results"]:
             result["clips"] = len(result.pop("answers"))
@@ -120,19 +120,21 @@ class Comparison:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result.json, given by its folder or path. PevlError when it cannot be used."""
+    """Read a result.json from its folder or path. PevlError when it is missing or not readable."""
     file = path / "result.json" if path.is_dir() else path
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PevlError(f"{file}: there is no such result of `pevl benchmark`.") from error
+        raise PevlError(f"{file}: this result of `pevl benchmark` does not exist.") from error
     except (OSError, ValueError) as error:
         raise PevlError(f"{file}: cannot be read as a result ({error}).") from error
     try:
         if raw["format"] != FORMAT:
             newer = raw["format"] > FORMAT
             age, hint = ("a newer", "update pevl") if newer else ("an older", "measure again")
-            raise PevlError(f"{file}: made by {age} pevl (format {raw['format']}); hint: {hint}.")
+            raise PevlError(
+                f"{file}: written by {age} pevl (format {raw['format']}); hint: {hint}."
+            )
         accuracy, interval = raw["accuracy"], raw["intervals"]["top1"]
         return Result(
             name=file.resolve().parent.name if file.name == "result.json" else file.stem,
@@ -149,32 +151,35 @@ def read_result(path: Path) -> Result:
             groups={c["clip"]: c["group"] for c in raw["clips"]},
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise PevlError(f"{file}: is no result of `pevl benchmark` ({error!r}).") from error
+        raise PevlError(f"{file}: not a result of `pevl benchmark` ({error!r}).") from error
 
 
 def compare(results: Sequence[Result]) -> Comparison:
-    """Compare the first with each of the others. UsageError for fewer than two, or one twice."""
+    """Compare the first with each other result.
+
+    UsageError for fewer than two, or a repeated result.
+    """
     if len(results) < 2:
         raise UsageError("two or more results are needed; hint: pevl compare RUN RUN")
-    if len({r.name for r in results}) < len(results):  # the whole path tells them apart
+    if len({r.name for r in results}) < len(results):  # then use the path as the name
         results = [replace(r, name=r.path) for r in results]
     if len({r.name for r in results}) < len(results):
-        raise UsageError("pevl compare: the same result was named twice.")
+        raise UsageError("pevl compare: the same result was given twice.")
     return Comparison(list(results), [_difference(results[0], other) for other in results[1:]])
 
 
 def _difference(first: Result, other: Result) -> Difference:
-    # A name may mean another clip in another data set, which mostly has another label.
+    # The same name can be another clip in another data set; it usually has another label.
     common = [
         clip
         for clip, (label, _) in first.answers.items()
         if other.answers.get(clip, ("", ""))[0] == label
     ]
-    first_right, other_right = (
+    first_correct, other_correct = (
         np.array([r.answers[c][0] == r.answers[c][1] for c in common], bool) for r in (first, other)
     )
-    lost = [common[i] for i in np.flatnonzero(first_right & ~other_right)]
-    gained = [common[i] for i in np.flatnonzero(other_right & ~first_right)]
+    lost = [common[i] for i in np.flatnonzero(first_correct & ~other_correct)]
+    gained = [common[i] for i in np.flatnonzero(other_correct & ~first_correct)]
     losses = Counter(first.answers[c][0] for c in lost)
     gains = Counter(first.answers[c][0] for c in gained)
     names = sorted(losses.keys() | gains.keys())
@@ -184,7 +189,7 @@ def _difference(first: Result, other: Result) -> Difference:
     return Difference(
         name=other.name,
         clips=len(common),
-        paired=paired(first_right, other_right, groups) if common else None,
+        paired=paired_test(first_correct, other_correct, groups) if common else None,
         labels=labels,
         only_first=lost,
         only_this=gained,

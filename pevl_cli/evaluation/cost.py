@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds, by part."""
+"""The cost of a model: parameters and multiply-adds, by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
 
-# First components of parameter names; any other parameter is shared by several parts.
+# First component of a parameter's name -> part; other parameters are shared.
 PARTS = {
     "video_adapters": "video",
     "pose_embedding": "pose",
@@ -29,18 +29,18 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """By part, and of "all" parts together."""
+    """Numbers by part, and for "all" parts together."""
 
     parameters: dict[str, int]
-    tunable: dict[str, int]  # parameters that training changes
+    tunable: dict[str, int]  # trainable parameters
     gflops: dict[str, float]  # 10⁹ multiply-adds, for one view of one clip
 
 
-def cost_of(config: ModelConfig, labels: LabelSet) -> Cost:
-    """Count on torch's meta device, without computing anything.
+def compute_cost(config: ModelConfig, labels: LabelSet) -> Cost:
+    """Count parameters and multiply-adds on torch's meta device, without computing.
 
-    "shared" are the blocks that serve video and pose (Sec. 4.1). "text" has the multiply-adds of
-    all texts of the label set, as in the paper's Table 7, though they are encoded only once.
+    "shared": the blocks that video and pose share (Sec. 4.1). "text": the multiply-adds of all
+    texts of the label set, as in the paper's Table 7, though texts are encoded only once.
     """
     with torch.device("meta"):
         model = PeVL(config)
@@ -77,7 +77,7 @@ def _gflops(
     if pose:
         joints = torch.ones(1, config.pose_frames, config.joints, 3, device="meta")
     with FlopCounterMode(display=False) as counter:
-        # Training mode and gradients: fused kernels are not counted.
+        # Training mode with gradients: the counter does not count fused kernels.
         model.train()
         if video or pose:
             model.encode(Batch(frames, joints))

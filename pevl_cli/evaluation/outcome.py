@@ -1,4 +1,4 @@
-"""What `pevl benchmark` gives: the figures of one checkpoint on one split, clip by clip."""
+"""The results of `pevl benchmark`: one checkpoint on one split, with all clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pevl_cli.data.manifest import Item
 from pevl_cli.evaluation.cost import Cost
 from pevl_cli.evaluation.speed import Speed
 from pevl_cli.labels import LabelSet
-from pevl_cli.metrics import TOP, Accuracy, Interval, Reliability, ranks
+from pevl_cli.metrics import TOP_K, Accuracy, Interval, Reliability, ranks
 from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.sgmc import mean_similarity
 
@@ -25,33 +25,34 @@ class ClipResult:
     """The answer for one clip."""
 
     clip: str  # its name in the data set
-    label: str  # the right one
+    label: str  # true label
     group: str
-    rank: int  # of the right label among all, from 1
-    score: float  # of the right label, in [0, 1]
+    rank: int  # rank of the true label, from 1
+    score: float  # score of the true label, in [0, 1]
     predictions: list[tuple[str, float]]  # the first five labels with their scores, best first
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
+        """Whether the answer is the true label."""
         return self.rank == 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, on which data, and with which software and hardware."""
+    """The measured results, the data, and the software and hardware."""
 
     dataset: str
     split: str  # "train", "val", "test", or "all"
     checkpoint: str
     accuracy: Accuracy
     intervals: dict[str, Interval]  # 95 %, of "top1" and "mean_class"
-    groups: int  # that the intervals were drawn over; 0 = over clips
-    calibration: Calibration  # of the scores, as `pevl classify` uses it
-    reliability: Reliability  # of these scores
+    groups: int  # number of groups of the bootstrap; 0 = over clips
+    calibration: Calibration  # as in `pevl classify`
+    reliability: Reliability  # of the calibrated scores
     error_as_trained: float  # calibration error at the temperature of training, in [0, 1]
     labels: list[str]
     left_out: list[LeftOut]
-    incomplete: str  # how many clips of the split are there; empty = all
+    incomplete: str  # available part of an incomplete split; empty = complete
     views: int
     cost: Cost
     speed: Speed | None
@@ -60,7 +61,7 @@ class Outcome:
 
     @property
     def calibrated_on(self) -> str:
-        """The clips that the scores were fitted on; empty for the temperature of training."""
+        """The clips of the calibration; empty if scores use the temperature of training."""
         calibration = self.calibration
         return f"{calibration.split}, {calibration.clips} clips" if calibration.split else ""
 
@@ -84,7 +85,10 @@ def clip_results(
     names: Sequence[str],
     labels: LabelSet,
 ) -> list[ClipResult]:
-    """One result a clip: similarities (N, B, C), scores (N, C), N right labels, items and names."""
+    """One result per clip.
+
+    similarities (N, B, C), scores (N, C) in [0, 1], N true labels, items and names.
+    """
     similarity = mean_similarity(similarities)
     first = similarity.argmax(1).tolist()
     places = ranks(similarity, true).tolist()
@@ -100,7 +104,7 @@ def clip_results(
                 group=item.group,
                 rank=rank,
                 score=float(values[label]),
-                predictions=[(labels.names[c], float(values[c])) for c in order[:TOP]],
+                predictions=[(labels.names[c], float(values[c])) for c in order[:TOP_K]],
             )
         )
     return results

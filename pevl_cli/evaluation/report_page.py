@@ -1,6 +1,6 @@
-"""The report of a benchmark: a Markdown table beside the paper's rows, and one HTML page.
+"""The report of a benchmark: a Markdown table with the paper's rows, and an HTML page.
 
-The page loads nothing from outside: charts, pictures and the plotting program are inside.
+The page loads no other files: it contains the charts, images and the plotting library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.evaluation.benchmark import clip_names
@@ -32,16 +32,16 @@ from pevl_cli.pose.files import PoseStore
 from pevl_cli.recognise import Recogniser
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_page.html"
-MISTAKES = 24  # wrong answers that are shown with their frames, at most
-PAIRS = 20  # pairs of confused labels that are listed, at most
-TICKED_CLASSES = 60  # with more, the confusion matrix shows labels only when zoomed in
-LABEL_LENGTH = 40  # letters of a label beside a chart
+MISTAKES = 24  # maximum number of wrong answers that are shown with frames
+PAIRS = 20  # maximum number of pairs of confused labels that are listed
+TICKED_CLASSES = 60  # with more classes, the confusion matrix shows labels only after zooming
+LABEL_LENGTH = 40  # maximum number of characters of a label in a chart
 PERCENT = 100
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published row, in %."""
+    """A published result, in %."""
 
     method: str
     top1: float | None
@@ -93,10 +93,10 @@ def write_report(
     recogniser: Recogniser,
     poses: PoseStore | None,
 ) -> None:
-    """Write `result.json`, `table.md` and `report.html`, each whole or not at all.
+    """Write `result.json`, `table.md` and `report.html`, each atomically.
 
-    The manifest, recogniser and poses are those of the outcome; frames of mistakes come from them.
-    PevlError when the folder cannot be written.
+    The manifest, recogniser and poses must be those of the outcome; they give the frames of wrong
+    answers. PevlError when the folder cannot be written.
     """
     strips = mistake_strips(outcome, manifest, recogniser, poses)
     texts = {
@@ -105,15 +105,15 @@ def write_report(
         "report.html": html(outcome, strips),
     }
     for name, text in texts.items():
-        with write_aside(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-# -- as text ------------------------------------------------------------------------------------
+# -- Markdown -----------------------------------------------------------------------------------
 
 
 def markdown(outcome: Outcome) -> str:
-    """A table of the paper's rows for this data set and ours, and the facts below it."""
+    """A table with the paper's rows for this data set and our row; below it, the `facts`."""
     head = "| method | top-1 | top-5 | mean class |\n|---|---:|---:|---:|"
     rows = [
         f"| {p.method} (paper) | {_percent(p.top1)} | | {_percent(p.mean_class)} |"
@@ -132,15 +132,15 @@ def markdown(outcome: Outcome) -> str:
 
 
 def facts(outcome: Outcome) -> list[str]:
-    """What a reader needs to judge and repeat the figures, a line each."""
+    """The facts that are needed to judge and repeat the results, one per line."""
     provenance = outcome.provenance
     training = provenance["training"]
-    by = f"over {outcome.groups} groups" if outcome.groups else "over clips"
+    units = f"over {outcome.groups} groups" if outcome.groups else "over clips"
     views = "one view" if outcome.views == 1 else f"{outcome.views} crops, one clip"
     lines = [
         f"split {outcome.split}, {outcome.accuracy.count:,} clips, {views}; "
         + (f"incomplete: {outcome.incomplete}" if outcome.incomplete else "all clips present"),
-        f"in %; 95 % intervals in brackets, by bootstrap {by}",
+        f"in %; 95 % intervals in brackets, by bootstrap {units}",
         f"checkpoint `{outcome.checkpoint}`: config {provenance['config']}, trained on "
         f"{training['data'] or 'unknown data'}, seed {training['seed']}, "
         f"{training['epochs_done']} epochs",
@@ -156,7 +156,7 @@ def facts(outcome: Outcome) -> list[str]:
 
 
 def score_source(outcome: Outcome) -> str:
-    """How scores come from similarities."""
+    """How scores are computed from similarities, as text."""
     clips = outcome.calibrated_on
     return f"calibrated on {clips}" if clips else "temperature as trained"
 
@@ -177,15 +177,15 @@ def _range(interval: Interval) -> str:
     return f"{PERCENT * interval.low:.1f}–{PERCENT * interval.high:.1f}"
 
 
-# -- as a page ----------------------------------------------------------------------------------
+# -- HTML page ----------------------------------------------------------------------------------
 
 
 def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
-    """The whole page; ``strips``: JPEG files of clips by name, as `mistake_strips` gives them."""
+    """The HTML page; ``strips``: the result of `mistake_strips`."""
     charts = {"classes": _class_chart(outcome), "confusion": _confusion_chart(outcome)}
     charts["reliability"] = _reliability_chart(outcome)
     worst = [
-        {"clip": clip, "picture": base64.b64encode(strips[clip.clip]).decode()}
+        {"clip": clip, "image": base64.b64encode(strips[clip.clip]).decode()}
         for clip in worst_mistakes(outcome.clips)
         if clip.clip in strips
     ]
@@ -205,7 +205,7 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
         pairs=outcome.accuracy.confused[:PAIRS],
         parts=[p for p in cost.parameters if p != "all"] + ["all"],
         stages={k: v for k, v in stages.items() if v is not None},
-        # A label must not end the script that it stands in.
+        # A label must not end the script element that contains it.
         charts={k: v.to_json().replace("<", "\\u003c") for k, v in charts.items()},
         plotly=get_plotlyjs(),
         ticked=TICKED_CLASSES,
@@ -213,17 +213,17 @@ def html(outcome: Outcome, strips: Mapping[str, bytes]) -> str:
 
 
 def worst_mistakes(clips: Sequence[ClipResult]) -> list[ClipResult]:
-    """The wrong answers with the largest lead in score over the right one, largest first."""
-    wrong = [c for c in clips if not c.right]
+    """The wrong answers with the largest score difference to the true label, largest first."""
+    wrong = [c for c in clips if not c.correct]
     return sorted(wrong, key=lambda c: c.score - c.predictions[0][1])[:MISTAKES]
 
 
 def mistake_strips(
     outcome: Outcome, manifest: Manifest, recogniser: Recogniser, poses: PoseStore | None
 ) -> dict[str, bytes]:
-    """JPEG filmstrips with joints of the worst mistakes, by the clip's name.
+    """Filmstrips with joints of the worst mistakes: clip name -> bytes of a JPEG file.
 
-    A clip that can no longer be read has none.
+    Without clips that cannot be read.
     """
     names = clip_names(manifest.items)
     items = {names[id(item)]: item for item in manifest.items}
@@ -249,7 +249,7 @@ def mistake_strips(
 
 
 def _class_chart(outcome: Outcome) -> go.Figure:
-    """A bar a class, the weakest on top."""
+    """One bar per class, the weakest on top."""
     count = Counter(c.label for c in outcome.clips)
     weakest = sorted(outcome.accuracy.per_class.items(), key=lambda pair: (-pair[1], pair[0]))
     names, values = [n for n, _ in weakest], [v for _, v in weakest]
@@ -271,36 +271,36 @@ def _class_chart(outcome: Outcome) -> go.Figure:
 
 
 def _categories(names: Sequence[str]) -> dict[str, Any]:
-    """An axis of labels, never of numbers or dates; long labels are cut."""
+    """Settings of an axis of labels, not of numbers or dates; long labels are shortened."""
     short = [n if len(n) <= LABEL_LENGTH else f"{n[: LABEL_LENGTH - 1]}…" for n in names]
     return {"type": "category", "tickvals": list(names), "ticktext": short}
 
 
-def clustered(confusion: np.ndarray) -> np.ndarray:
-    """An order of the classes that puts confused ones side by side.
+def cluster_order(confusion: np.ndarray) -> np.ndarray:
+    """An order of the classes that puts confused classes side by side.
 
-    confusion (C, C) int, right label by answer, -> (C,) class numbers.
+    confusion (C, C) int, true label × answer -> (C,) class indices.
     """
     if len(confusion) < 3:
         return np.arange(len(confusion))
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    apart = 1 - np.clip((share + share.T) / 2, 0, 1)
-    np.fill_diagonal(apart, 0)
-    near = squareform(apart, checks=False)
-    tree = linkage(near, "average")
-    order: np.ndarray = leaves_list(optimal_leaf_ordering(tree, near))
+    distance = 1 - np.clip((share + share.T) / 2, 0, 1)
+    np.fill_diagonal(distance, 0)
+    condensed = squareform(distance, checks=False)
+    tree = linkage(condensed, "average")
+    order: np.ndarray = leaves_list(optimal_leaf_ordering(tree, condensed))
     return order
 
 
 def _confusion_chart(outcome: Outcome) -> go.Figure:
-    """Right label by answer, in % of the right label's clips, in `clustered` order."""
+    """True label × answer, in % of the true label's clips; classes in `cluster_order`."""
     used = {c.label for c in outcome.clips} | {c.predictions[0][0] for c in outcome.clips}
     names = [name for name in outcome.labels if name in used]
-    place = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
     for clip in outcome.clips:
-        counts[place[clip.label], place[clip.predictions[0][0]]] += 1
-    order = clustered(counts)
+        counts[index[clip.label], index[clip.predictions[0][0]]] += 1
+    order = cluster_order(counts)
     names, counts = [names[i] for i in order], counts[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = go.Figure(
@@ -317,12 +317,12 @@ def _confusion_chart(outcome: Outcome) -> go.Figure:
             hovertemplate="%{y}<br>named %{x}<br>%{customdata} clips, %{z:.0f} %<extra></extra>",
         )
     )
-    few = len(names) <= TICKED_CLASSES
+    show_labels = len(names) <= TICKED_CLASSES
     figure.update_layout(height=max(460, min(900, 140 + 26 * len(names))), dragmode="zoom")
-    axis = {"showticklabels": few, "ticks": "", "automargin": True, "showgrid": False}
+    axis = {"showticklabels": show_labels, "ticks": "", "automargin": True, "showgrid": False}
     axis |= _categories(names)
     figure.update_xaxes(title={"text": "answer", "standoff": 12}, tickangle=-60, **axis)
-    figure.update_yaxes(title={"text": "right label", "standoff": 12}, autorange="reversed", **axis)
+    figure.update_yaxes(title={"text": "true label", "standoff": 12}, autorange="reversed", **axis)
     return figure
 
 

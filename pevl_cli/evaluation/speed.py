@@ -1,4 +1,4 @@
-"""How long a clip takes, stage by stage, and how much memory."""
+"""Time per clip, stage by stage, and peak memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ TIMED_CLIPS = 8
 
 @dataclass(frozen=True)
 class Speed:
-    """Mean seconds a clip of each stage, one after the other, nothing cached."""
+    """Mean seconds per clip of each stage, without parallel work and without caches."""
 
-    clips: int  # that were timed
-    decode_s: float | None  # decoding and cutting out; None without videos
-    pose_s: float | None  # the detector; None without one
+    clips: int  # number of timed clips
+    decode_s: float | None  # decoding and cropping; None without videos
+    pose_s: float | None  # detector; None without a detector
     model_s: float
-    memory_bytes: int | None  # peak of the process, or of the GPU; None where it is unknown
+    memory_bytes: int | None  # peak of the process or GPU; None if unknown
 
     @property
     def clips_per_s(self) -> float:
+        """Clips per second."""
         return 1 / ((self.decode_s or 0) + (self.pose_s or 0) + self.model_s)
 
 
@@ -44,18 +45,18 @@ def measure_speed(
     poses: PoseStore | None,
     views: int,
 ) -> Speed:
-    """Time the first clips, one at a time in this process; the detector reads no cached poses.
+    """Measure the first clips, one at a time in this process, without the pose cache.
 
-    One clip before them is not counted, as it loads weights and kernels.
+    The first of them is not counted, because it also loads weights and kernels.
     """
     if recogniser.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(recogniser.device)
     stages: dict[str, list[float]] = defaultdict(list)  # seconds
     for item in items[: TIMED_CLIPS + 1]:
         sample = _read(item, recogniser, poses, stages)
-        began = time.perf_counter()
-        recogniser.match([sample], labels, views)  # ends with its result on the CPU
-        stages["model"].append(time.perf_counter() - began)
+        start_s = time.perf_counter()
+        recogniser.match([sample], labels, views)  # returns when the result is on the CPU
+        stages["model"].append(time.perf_counter() - start_s)
     mean = {stage: float(np.mean(times[1:] or times)) for stage, times in stages.items()}
     return Speed(
         clips=max(len(stages["model"]) - 1, 1),
@@ -69,7 +70,7 @@ def measure_speed(
 def _read(
     item: Item, recogniser: Recogniser, poses: PoseStore | None, stages: dict[str, list[float]]
 ) -> Sample:
-    """The clip's sample; adds the seconds it took to ``stages``."""
+    """The clip's sample; appends the seconds of each stage to ``stages``."""
     config, detector = recogniser.model.config, recogniser.detector
     stored = None if poses is None else poses.get(item.name)
     has_video = item.on_disk and item.path.exists()

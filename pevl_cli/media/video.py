@@ -1,8 +1,8 @@
-"""Frames of a video file at chosen times, upright, as RGB arrays.
+"""Decode frames of a video file at given times, upright, as RGB arrays.
 
-The only file that decodes. It knows nothing about people, poses or models. Frames are chosen by
-time: a frame's index is its place in presentation order, its time is its own timestamp
-minus the first frame's, and a frame is shown until the next one's time.
+Only this file decodes; it knows nothing about people, poses or models. Frames are chosen by time:
+a frame's index is its position in presentation order, its time is its timestamp minus the first
+frame's timestamp, and a frame is shown until the time of the next frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pevl_cli.errors import PevlError
 MAX_SIDE_PX = 1280
 # Decoding fewer frames than this is cheaper than seeking.
 SEEK_WORTH_FRAMES = 12
-# Containers whose header gives the duration, so that a missing end is noticed.
+# Containers whose header gives the duration, so that a cut-off file is noticed.
 CONTAINERS_WITH_DURATION = {"matroska", "webm", "mov", "mp4"}
 
 VIDEO_SUFFIXES = frozenset(
@@ -37,30 +37,30 @@ VIDEO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Timeline:
-    """Time and place of each frame of a file's video stream, read from packets without decoding."""
+    """Time and order of all frames of a video stream, read from packets without decoding."""
 
     path: Path
     pts: np.ndarray  # (N,) int64, presentation order, in units of time_base_s
-    is_key: np.ndarray  # (N,) bool
+    is_key: np.ndarray  # (N,) bool: key frame
     time_base_s: float
-    last_duration_s: float
-    width: int  # px of the upright picture
+    last_duration_s: float  # duration of the last frame
+    width: int  # px of the upright frame
     height: int
-    rotation_deg: int  # counter-clockwise turn that makes a decoded frame upright: 0, 90, 180, 270
-    has_clock: bool  # False: frames have no timestamps (AVI), and are counted
-    missing_from_s: float | None  # where a file ends that is shorter than its header says
+    rotation_deg: int  # counter-clockwise rotation that makes a frame upright: 0, 90, 180, 270
+    has_timestamps: bool  # False: frames have no timestamps (AVI) and are counted
+    cut_off_s: float | None  # end of a file that is shorter than its header says; otherwise None
 
     def __len__(self) -> int:
         return len(self.pts)
 
     @property
     def times_s(self) -> np.ndarray:
-        """Time of each frame (N,), from 0."""
+        """Time of each frame in seconds, (N,); the first is 0."""
         return (self.pts - self.pts[0]) * self.time_base_s
 
     @property
     def duration_s(self) -> float:
-        """End of the last frame."""
+        """End of the last frame in seconds."""
         return float(self.times_s[-1]) + self.last_duration_s
 
 
@@ -69,32 +69,32 @@ class Clip:
     """Frames sampled from one video, evenly in time.
 
     ``frames`` holds each distinct frame once, (U, h, w, 3) uint8 RGB, upright, at most
-    ``MAX_SIDE_PX`` on the long side; ``frame_of`` (T,) says which of them each of the T sampled
-    times shows, so a clip of 3 frames costs 3 frames however many times are asked for.
+    ``MAX_SIDE_PX`` on the long side. ``frame_of`` (T,) is the index in ``frames`` for each of the T
+    sampled times; so a video of 3 frames needs memory for 3 frames.
     """
 
     path: Path
-    width: int  # px of the upright picture in the file; frames may be smaller by one factor
+    width: int  # px of the upright video; ``frames`` may be smaller by one factor
     height: int
     times_s: np.ndarray  # (U,) time of each distinct frame
-    indices: np.ndarray  # (U,) its index in the file, from 0
-    frame_of: np.ndarray  # (T,) int, into frames
+    indices: np.ndarray  # (U,) index of each distinct frame in the file, from 0
+    frame_of: np.ndarray  # (T,) int, indices of ``frames``
     frames: np.ndarray
     start_s: float
     end_s: float
-    length: int  # number of the file's frames in that span
+    length: int  # number of the file's frames from start_s to end_s
     warnings: tuple[str, ...] = ()
 
 
 def read_timeline(path: str | Path) -> Timeline:
-    """Scan a file's packets. PevlError when it is no readable video, or cut off."""
+    """Scan a file's packets. PevlError when the file is not a readable video."""
     path = Path(path)
     with _open(path) as container:
         return _scan(container, path)
 
 
 def check_opens(path: str | Path) -> None:
-    """PevlError when a file does not exist or does not begin as a video; takes about 1 ms."""
+    """PevlError when a file does not exist or its header is not a video's; takes about 1 ms."""
     with _open(Path(path)) as container:
         if not container.streams.video:
             raise PevlError(f"{path}: no video stream in this file.")
@@ -105,7 +105,7 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     if not path.exists():
         raise PevlError(f"{path}: no such file.")
     if path.is_dir():
-        raise PevlError(f"{path}: this is a folder; name a video file.")
+        raise PevlError(f"{path}: this is a folder; give a video file.")
     if path.stat().st_size == 0:
         raise PevlError(f"{path}: the file is empty (0 bytes); copy or record it again.")
     try:
@@ -115,8 +115,8 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         if isinstance(error, PermissionError):
             raise PevlError(f"{path}: no permission to read it.") from error
         raise PevlError(
-            f"{path}: not a video that can be read ({_reason(error)}); it may be cut off, damaged "
-            "or no video at all. Copy it again, or convert it with ffmpeg."
+            f"{path}: not a readable video ({_reason(error)}); it may be cut off, damaged "
+            "or not a video. Copy it again, or convert it with ffmpeg."
         ) from error
 
 
@@ -125,9 +125,9 @@ def sample_clip(
 ) -> Clip:
     """Sample ``count`` frames of ``[start_s, end_s)``: the middle of ``count`` equal time spans.
 
-    Worked example: 4 frames of a 2 s clip are those shown at 0.25, 0.75, 1.25 and 1.75 s.
-    Frames that cannot be decoded are reported in ``warnings``, and the samples are spread over
-    those that can. PevlError when none can, or when the span lies outside the video.
+    Example: 4 frames of a 2 s clip are the frames shown at 0.25, 0.75, 1.25 and 1.75 s. If some
+    frames cannot be decoded, the samples are taken from the others, and ``warnings`` reports it.
+    PevlError when no frame can be decoded, or when the span is outside the video.
     """
     timeline = read_timeline(path)
     start_s, end_s = _span(timeline, start_s, end_s)
@@ -142,7 +142,7 @@ def sample_clip(
             raise PevlError(f"{timeline.path}: none of its frames can be decoded; it is damaged.")
         warnings.append(
             f"damaged video: only {int((readable & inside).sum())} of {int(inside.sum())} frames "
-            "could be decoded; the result uses those"
+            "could be decoded; the result uses these"
         )
         usable = np.flatnonzero(readable)
         last = usable[-1]
@@ -167,18 +167,22 @@ def sample_clip(
     )
 
 
-def part_of(
+def frames_in_span(
     timeline: Timeline, start_s: float | None = None, end_s: float | None = None
 ) -> np.ndarray:
-    """Indices (n,) of the frames on screen in ``[start_s, end_s)``. PevlError as `sample_clip`."""
+    """Indices of the frames shown in ``[start_s, end_s)`` seconds, (n,) int.
+
+    PevlError when the span is outside the video.
+    """
     return np.flatnonzero(_inside(timeline, *_span(timeline, start_s, end_s)))
 
 
 def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, (h, w, 3) uint8 RGB upright frame) for sorted distinct ``indices``.
+    """Yield (index, upright frame (H, W, 3) uint8 RGB) for sorted distinct ``indices``.
 
-    Frames that cannot be decoded are left out, and so are those after one up to the next key
-    frame: they are predicted from it, and show smears instead of a body. Memory holds one frame.
+    A frame that cannot be decoded is left out, and so are the frames after it up to the next key
+    frame: they are predicted from it and show artefacts. Only one frame is in memory at a time.
+    PevlError when reading stops.
     """
     try:
         with av.open(str(timeline.path)) as container:
@@ -190,7 +194,10 @@ def iter_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[in
 
 
 def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files for a list of paths, folders (searched deep) and globs, in order, each once."""
+    """The video files of a list of paths, folders (with subfolders) and patterns, each once.
+
+    PevlError for a folder without videos and a pattern without a match.
+    """
     videos: dict[Path, None] = {}
     for item in inputs:
         path = Path(item)
@@ -213,13 +220,14 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
     stream = container.streams.best("video")
     if stream is None:
         raise PevlError(f"{path}: no video stream in this file.")
-    if container.format.name == "tty":  # FFmpeg draws any text as a terminal would
+    if container.format.name == "tty":  # FFmpeg renders any text file as a terminal
         raise PevlError(f"{path}: this is a text file, not a video.")
     assert stream.time_base is not None
     base = float(stream.time_base)
     pts, keys, last_duration, end_s, chunks = [], [], 0, 0.0, 0
     for packet in container.demux():
-        # A frame that an edit list hides, or an empty packet for one that a webcam dropped, counts.
+        # Count also frames hidden by an edit list, and empty packets for frames dropped by a
+        # webcam.
         chunks += packet.stream is stream and (packet.size > 0 or packet.dts is not None)
         if packet.size == 0 or packet.is_discard:
             continue
@@ -233,8 +241,8 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
     if not pts:
         raise PevlError(f"{path}: its video has no frames; it may be cut off.")
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    has_clock = None not in pts and container.format.name != "avi"
-    if None in pts:  # a raw stream: count at its nominal rate
+    has_timestamps = None not in pts and container.format.name != "avi"
+    if None in pts:  # a raw stream: times from the nominal frame rate
         stamps = np.round(np.arange(len(pts)) / rate / base).astype(np.int64)
     else:
         stamps = np.array(pts, np.int64)
@@ -249,22 +257,24 @@ def _scan(container: av.container.InputContainer, path: Path) -> Timeline:
         width=width,
         height=height,
         rotation_deg=rotation,
-        has_clock=has_clock,
-        missing_from_s=_missing_from(container, stream, chunks, end_s),
+        has_timestamps=has_timestamps,
+        cut_off_s=_cut_off_time(container, stream, chunks, end_s),
     )
 
 
-def _missing_from(
+def _cut_off_time(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frames: int,
     end_s: float,
 ) -> float | None:
-    """Where a cut-off file ends, in s: it has fewer frames than its header says, or ends much
-    earlier. None for a whole file."""
-    # An AVI counts frames that a webcam dropped, which take time but have no packet.
-    passed = round(end_s * float(stream.average_rate or 0))
-    if stream.frames > max(frames, passed) + 1:
+    """The end of a cut-off file in seconds; None for a complete file.
+
+    A cut-off file has fewer frames than its header says, or ends much earlier.
+    """
+    # An AVI header counts dropped frames of a webcam, which have a duration but no packet.
+    expected = round(end_s * float(stream.average_rate or 0))
+    if stream.frames > max(frames, expected) + 1:
         return end_s
     names = set(container.format.name.split(","))
     if stream.frames == 0 and names & CONTAINERS_WITH_DURATION and container.duration:
@@ -277,10 +287,10 @@ def _missing_from(
 def _upright(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> tuple[int, int, int]:
-    """Width and height of the upright picture in px, and the rotation to it in degrees, which
-    phones write beside the frames.
+    """Width and height of the upright video in px, and the rotation to it in degrees.
 
-    Pixels are counted as stored, as other tools do, also where they are not square.
+    Phones store the rotation in the file. Sizes are in stored px, as in other tools, also if pixels
+    are not square.
     """
     rotation, width, height = 0, stream.width, stream.height
     container.seek(0)
@@ -299,15 +309,15 @@ def _span(timeline: Timeline, start_s: float | None, end_s: float | None) -> tup
         if value is not None and math.isnan(value):
             raise PevlError(f"{path}: --{name} is not a number.")
     start, end = start_s or 0.0, duration_s if end_s is None else min(end_s, duration_s)
-    missing = timeline.missing_from_s
+    missing = timeline.cut_off_s
     if missing is not None and (end_s is None or end_s > missing):
         usable_s = math.floor(missing * 10) / 10
         raise PevlError(
             f"{path}: the file is cut off: it has {usable_s:.1f} s, less than its header says. "
-            f"Copy it again, or use the part with --end {usable_s:.1f}."
+            f"Copy it again, or use the first part with --end {usable_s:.1f}."
         )
     if start < 0 or start >= duration_s:
-        raise PevlError(f"{path}: --start {start:g} s lies outside the video's {duration_s:.2f} s.")
+        raise PevlError(f"{path}: --start {start:g} s is outside the video's {duration_s:.2f} s.")
     if end <= start:
         raise PevlError(f"{path}: --end {end:g} s must come after --start {start:g} s.")
     return start, end
@@ -322,21 +332,24 @@ def _inside(timeline: Timeline, start_s: float, end_s: float) -> np.ndarray:
 def _pick(
     times_s: np.ndarray, usable: np.ndarray, start_s: float, end_s: float, count: int
 ) -> np.ndarray:
-    """Index of the frame on screen at the middle of each of ``count`` equal spans."""
-    wanted = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
+    """Index of the frame shown at the middle of each of ``count`` equal time spans."""
+    middles_s = start_s + (np.arange(count) + 0.5) * (end_s - start_s) / count
     # Rounding of timestamps must not select the frame before the one on screen.
-    place = np.searchsorted(times_s[usable], wanted + 1e-6, side="right") - 1
-    return usable[np.clip(place, 0, len(usable) - 1)]
+    position = np.searchsorted(times_s[usable], middles_s + 1e-6, side="right") - 1
+    return usable[np.clip(position, 0, len(usable) - 1)]
 
 
-def _nearest(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    return among[np.abs(values[:, None] - among[None]).argmin(1)]
+def _nearest(values: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    return candidates[np.abs(values[:, None] - candidates[None]).argmin(1)]
 
 
 def _collect(
     timeline: Timeline, picks: np.ndarray, inside: np.ndarray
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The picked frames that can be decoded; if some cannot, also which of the span can."""
+    """The decoded picked frames, by index; and (N,) bool, which frames are decodable.
+
+    The second is complete only if some picked frame cannot be decoded.
+    """
     decoded = dict(iter_frames(timeline, np.unique(picks).tolist()))
     readable = np.zeros(len(timeline), bool)
     readable[list(decoded)] = True
@@ -348,28 +361,28 @@ def _collect(
 def _decode(
     container: av.container.InputContainer,
     timeline: Timeline,
-    wanted: list[int],
+    indices: list[int],
     can_seek: bool = True,
 ) -> Iterator[tuple[int, np.ndarray]]:
     stream = container.streams.best("video")
     assert stream is not None
     stream.thread_type = "AUTO"
     keys = np.flatnonzero(timeline.is_key)
-    # MPEG streams have no index and not all timestamps: after a seek frames are miscounted.
+    # MPEG streams have no index and lack timestamps: after a seek, frame numbers are wrong.
     no_index = container.format.name in {"mpeg", "mpegts"}
-    can_seek = can_seek and timeline.has_clock and not no_index
-    position, goal, queue = -1, -1, wanted[::-1]
+    can_seek = can_seek and timeline.has_timestamps and not no_index
+    position, goal, queue = -1, -1, indices[::-1]
     while queue:
         place = int(np.searchsorted(keys, queue[-1], side="right"))
         key = int(keys[place - 1]) if place else 0
-        sought = can_seek and key > position + SEEK_WORTH_FRAMES
+        seeks = can_seek and key > position + SEEK_WORTH_FRAMES
         landed = None
-        if sought:
+        if seeks:
             container.seek(int(timeline.pts[key]), stream=stream)
-            goal = key  # a seek may land before it; a second seek would not get nearer
+            goal = key  # a seek may land before the key frame; a second seek would not help
         for position, frame in _decode_on(container, stream, timeline):
             landed = position if landed is None else landed
-            if sought and landed > queue[-1]:
+            if seeks and landed > queue[-1]:
                 break
             while queue and queue[-1] < position:  # damaged, or skipped by a seek
                 queue.pop()
@@ -380,12 +393,12 @@ def _decode(
             if not queue or (can_seek and far and position >= goal):
                 break
         else:
-            if not sought or landed is not None:
+            if not seeks or landed is not None:
                 return
-        if queue and sought and (landed is None or landed > queue[-1]):
-            # Without an index a seek is an estimate; this one went too far.
-            with av.open(str(timeline.path)) as again:
-                yield from _decode(again, timeline, queue[::-1], can_seek=False)
+        if queue and seeks and (landed is None or landed > queue[-1]):
+            # Without an index, a seek is an estimate; this one landed after the wanted frame.
+            with av.open(str(timeline.path)) as reopened:
+                yield from _decode(reopened, timeline, queue[::-1], can_seek=False)
             return
 
 
@@ -399,7 +412,7 @@ def _decode_on(
     stream: av.video.stream.VideoStream,
     timeline: Timeline,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode from the container's position, without the frames that a broken packet has damaged."""
+    """Decode from the container's position; leave out frames after a broken packet."""
     damaged, count = False, 0
     for packet in container.demux(stream):
         try:
@@ -410,7 +423,7 @@ def _decode_on(
         for frame in frames:
             damaged = damaged and not frame.key_frame
             index = count
-            if timeline.has_clock and frame.pts is not None:
+            if timeline.has_timestamps and frame.pts is not None:
                 index = int(np.searchsorted(timeline.pts, frame.pts, side="right")) - 1
             count += 1
             if not damaged and index >= 0:

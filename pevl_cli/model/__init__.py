@@ -1,6 +1,6 @@
-"""The PeVL model. These files see tensors and strings, never videos, detectors or consoles.
+"""The PeVL model. These files use tensors and strings only, no videos, detectors or consoles.
 
-Letters used for shapes in all of them:
+Letters for shapes in all of them:
 
     N clips in a batch      C label texts              d width of a tower     e joint space
     T video frames (16)     S pose frames (48)         J joints               L words of a text

@@ -1,4 +1,4 @@
-"""CLIP's transformer blocks, and the adapters that are added to frozen ones.
+"""CLIP's transformer blocks, and the adapters that are added to frozen blocks.
 
 Shapes: B sequences of n tokens of width d, (B, n, d).
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class QuickGELU(nn.Module):
-    """x·σ(1.702·x): the approximation of GELU that OpenAI's CLIP was trained with."""
+    """x·σ(1.702·x): the approximation of GELU in OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…) -> (…)."""
@@ -21,7 +21,7 @@ class QuickGELU(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Bottleneck of two linear layers. The second is zero-initialised: it adds 0 at first.
+    """Bottleneck of two linear layers; the second is zero-initialised, so at first it adds 0.
 
     Source: AIM (Yang et al., Adapting image models for efficient video action recognition, 2023).
     """
@@ -34,12 +34,12 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, d) -> what the adapter adds, (…, d)."""
+        """x (…, d) -> the term that the adapter adds, (…, d)."""
         return self.up(nn.functional.gelu(self.down(x)))
 
 
 class Block(nn.Module):
-    """One transformer block of CLIP, split into two halves: adapters act after each."""
+    """One transformer block of CLIP, in two parts (attention, MLP) with an adapter at each."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Block(nn.Module):
         return self.drop(out)
 
     def class_attention(self, x: Tensor) -> Tensor:
-        """Attention of the first token to each token: (B, n, d) -> (B, n), mean of the heads."""
+        """Attention of the first token to each token: x (B, n, d) -> (B, n), mean of the heads."""
         heads, width = self.attn.num_heads, self.attn.embed_dim
         qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
         q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
@@ -77,7 +77,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5).
 
-        x (B, n, d) -> (B, n, d). ``adapters`` None: CLIP's own block.
+        x (B, n, d) -> (B, n, d). ``adapters`` None: CLIP's block without adapters.
         """
         attended = self.attend(x, mask)
         x = x + attended
@@ -112,5 +112,5 @@ class Transformer(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """All blocks, the first one first."""
+        """All blocks, in their order."""
         return list(self.resblocks)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """A model on disk: a folder with `config.json` and `model.safetensors`.
 
-Loading is strict and never unpickles. A model on a frozen CLIP stores its added weights, and CLIP's
-name and hash; any other model stores all weights, at half precision.
+Loading is strict and never unpickles. A model on a frozen CLIP stores only the added weights, and
+CLIP's name and hash; any other model stores all weights in half precision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pevl_cli import weights
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.calibration import Calibration
@@ -26,7 +26,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
 FORMAT = 2
-BASE_PREFIXES = ("visual.", "text.")  # of the names of CLIP's own weights
+BASE_PREFIXES = ("visual.", "text.")  # of the names of CLIP's weights
 
 
 class Labels(BaseModel):
@@ -50,7 +50,7 @@ class Base(BaseModel):
 
 
 class Facts(BaseModel):
-    """The content of config.json: everything of a checkpoint that is not a weight."""
+    """The content of config.json: all parts of a checkpoint except the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ class Facts(BaseModel):
 
     @property
     def base_is_separate(self) -> bool:
-        """Whether CLIP's own weights are left out of the file, as training kept them frozen."""
+        """Whether the file does not contain CLIP's weights, because training kept them frozen."""
         return self.base is not None and not self.model.train_base
 
     @property
@@ -72,14 +72,14 @@ class Facts(BaseModel):
         return LabelSet(**self.labels.model_dump())
 
 
-def facts_of(
+def make_facts(
     config: ModelConfig,
     labels: LabelSet,
     base: Base | None,
     training: dict[str, Any],
     calibration: Calibration | None = None,
 ) -> Facts:
-    """Facts of a model, in the current format."""
+    """The config.json of a model, in the current format."""
     return Facts(
         model=config,
         labels=Labels(**vars(labels)),
@@ -90,9 +90,11 @@ def facts_of(
 
 
 def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
-    """Write a checkpoint; each file is written whole or not at all.
+    """Write a checkpoint; each file is written atomically.
 
-    ``state`` holds all weights of the model. PevlError where the folder cannot be written.
+    ``state``: all weights of the model, name -> tensor. Floats are stored in half precision (2
+    bytes), those of a model on a frozen CLIP unchanged. PevlError when the folder cannot be
+    written.
     """
     stored = {}
     for key, value in state.items():
@@ -100,21 +102,21 @@ def save(folder: Path, state: dict[str, Tensor], facts: Facts) -> None:
             continue
         half = not facts.base_is_separate and value.is_floating_point() and "running" not in key
         stored[key] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
-    with write_aside(folder / "model.safetensors") as temporary:
+    with atomic_write(folder / "model.safetensors") as temporary:
         try:
             save_file(stored, temporary)
         except SafetensorError as error:
             raise PevlError(f"{folder}: model.safetensors cannot be written ({error}).") from error
-        temporary.chmod(0o644)  # safetensors makes it readable for its owner only
-    with write_aside(folder / "config.json") as temporary:
+        temporary.chmod(0o644)  # safetensors creates a file that only its owner can read
+    with atomic_write(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(facts.model_dump(), indent=1), encoding="utf-8")
 
 
 def find(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint, given by a bundled name, the folder's path, or a file in it.
+    """The folder of a checkpoint, from a bundled name, the folder's path, or a file in it.
 
-    A bundled name always means the bundled checkpoint: a folder of that name in the working folder
-    is given by a path with a folder part, "./pevl-mini". PevlError if there is none.
+    A bundled name always means the bundled checkpoint; for a folder with this name in the working
+    folder use "./pevl-mini". PevlError if there is no such checkpoint.
     """
     path = Path(checkpoint)
     if str(checkpoint) in weights.bundled():
@@ -128,12 +130,12 @@ def find(checkpoint: str | Path) -> Path:
         )
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
-            raise PevlError(f"{path}: not a checkpoint, as {name} is missing in it.")
+            raise PevlError(f"{path}: not a checkpoint: {name} is missing.")
     return path
 
 
 def read_facts(folder: Path) -> Facts:
-    """config.json, checked, of this format or an earlier one. PevlError names the wrong field."""
+    """Read and check config.json, also of earlier formats. PevlError gives the wrong field."""
     file = folder / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -152,13 +154,13 @@ def read_facts(folder: Path) -> Facts:
         raise PevlError(f"{file}: cannot be read ({error}).") from error
 
 
-# What options of format 1 were called, and the values of format 1 that no model has any more.
+# Options of format 1: old name -> new name; and options and values that were removed.
 RENAMED = {"both_ways": "flip_at_test", "lacking_joints": "allow_missing_joints"}
 REMOVED = {"stem": "conv3d", "class_token": "patches", "crop": "actor", "video_temporal": True}
 
 
 def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A config.json of format 1 (commit 4854232 and before) in the names of format 2."""
+    """Convert a config.json of format 1 (commit 4854232 and before) to format 2."""
     raw = raw | {"format": FORMAT}
     if isinstance(raw.get("model"), dict):
         model = dict(raw["model"])
@@ -173,25 +175,25 @@ def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         model |= {"base": "clip" if on_base else "none", "train_base": not on_base}
         raw["model"] = {RENAMED.get(key, key): value for key, value in model.items()}
     if isinstance(raw.get("calibration"), dict):
-        fitted = dict(raw["calibration"])
-        platt = fitted.pop("slope", None), fitted.pop("offset", None)
-        fitted["platt"] = None if None in platt else platt
-        fitted["typical_agreement"] = fitted.pop("agreement", None)
-        fitted["prototype"] = fitted.pop("familiarity", None)
-        raw["calibration"] = fitted
+        calibration = dict(raw["calibration"])
+        platt = calibration.pop("slope", None), calibration.pop("offset", None)
+        calibration["platt"] = None if None in platt else platt
+        calibration["typical_agreement"] = calibration.pop("agreement", None)
+        calibration["prototype"] = calibration.pop("familiarity", None)
+        raw["calibration"] = calibration
     return raw
 
 
 def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     """Load a model, in evaluation mode, on the CPU.
 
-    ``clip`` (NAME:TAG or a file) replaces the stored source of its CLIP weights; they must be the
-    same weights. UsageError for ``clip`` where the model has no base; PevlError for a damaged
+    ``clip``: NAME:TAG or a file of the CLIP weights, instead of the stored source; must be the same
+    weights. UsageError for ``clip`` if the model is not based on CLIP; PevlError for a damaged
     checkpoint and for other CLIP weights.
     """
     facts = read_facts(folder)
     if clip is not None and facts.model.base == "none":
-        raise UsageError(f"--clip {clip}: {folder} does not build on CLIP; leave --clip out.")
+        raise UsageError(f"--clip {clip}: {folder} is not based on CLIP; leave --clip out.")
     file = folder / "model.safetensors"
     try:
         state = load_file(file)
@@ -202,7 +204,7 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
         if digest != facts.base.digest:
             raise PevlError(
                 f"{folder}: was trained on other CLIP weights than {clip or facts.base.source} "
-                f"(hash {facts.base.digest[:8]}, not {digest[:8]}); name the right ones with "
+                f"(hash {facts.base.digest[:8]}, not {digest[:8]}); give the right weights with "
                 "--clip."
             )
         used = BASE_PREFIXES if facts.model.text else ("visual.",)
@@ -210,21 +212,24 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     model = PeVL(facts.model)
     if "prototypes" in state:
         model.prototypes = torch.zeros(len(facts.labels.names), facts.model.embed_dim)
-    wanted = model.state_dict()
-    _check_weights(state, wanted, file)
-    model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()}, strict=True)
+    expected = model.state_dict()
+    _check_weights(state, expected, file)
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, strict=True)
     return model.eval(), facts
 
 
-def _check_weights(state: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
-    """PevlError names the first weight that is absent, unknown or of another shape."""
-    absent, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shared = sorted(wanted.keys() & state.keys())
-    misshapen = [k for k in shared if wanted[k].shape != state[k].shape]
+def _check_weights(state: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> None:
+    """PevlError for the first weight that is missing, unknown or of another shape."""
+    missing, unknown = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
+    shared = sorted(expected.keys() & state.keys())
+    other_shape = [k for k in shared if expected[k].shape != state[k].shape]
     for names, kind in (
-        (absent, "lacks"),
+        (missing, "lacks"),
         (unknown, "has an unknown"),
-        (misshapen, "has a differently shaped"),
+        (other_shape, "has a differently shaped"),
     ):
         if names:
             raise PevlError(f"{file}: does not fit its config.json: it {kind} weight '{names[0]}'.")

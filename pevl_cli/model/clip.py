@@ -1,8 +1,8 @@
-"""CLIP's image and text towers under open_clip's parameter names, its weights and tokeniser.
+"""CLIP's image and text towers with open_clip's parameter names, its weights and tokeniser.
 
-Only this file knows open_clip. Its own tower classes are not used, because adapters act inside a
-block and pose tokens pass through the same blocks; a test compares with open_clip's `encode_image`
-and `encode_text` to the last bit.
+Only this file uses open_clip. open_clip's tower classes are not used, because adapters are inside
+the blocks and pose tokens pass through the same blocks. A test compares the towers with open_clip's
+`encode_image` and `encode_text`, bit by bit.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
 from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
 
-# A weights file does not name its architecture: open_clip's name for each config.
+# A weights file does not contain its architecture: config -> open_clip's name.
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
 
 
 class VisualTower(nn.Module):
-    """CLIP's image tower up to the blocks, and its final norm and projection."""
+    """CLIP's image tower: embedding, blocks, final norm and projection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class VisualTower(nn.Module):
         if config.stem == "patch":
             size = config.patch_size
             self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
-        else:  # a model of poses alone needs no second network
+        else:  # a pose-only model needs no stem
             self.conv1 = PoseStem(config) if config.video else nn.Identity()
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
@@ -55,7 +55,8 @@ class VisualTower(nn.Module):
     def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
         """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first.
 
-        A tower with a body token uses ``joints`` (N, T, J, 3); without them it adds none.
+        A tower with a body token uses ``joints`` (N, T, J, 3); without joints no body token is
+        added.
         """
         n = frames.shape[0]
         maps: list[Tensor] = []
@@ -83,7 +84,7 @@ class VisualTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text tower, with adapters where they are given."""
+    """CLIP's text tower, with optional adapters."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,13 +103,14 @@ class TextTower(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids (C, L) -> sentences (C, e), tokens (C, L, e), word mask (C, L) bool.
 
-        ``adapters``: one entry a block. The sentence is the end-of-text token, which has the
-        highest id; the words are the tokens between the start-of-text token and it.
+        ``adapters``: one entry per block, None = no adapters. The sentence is the end-of-text
+        token, which has the highest id; the words are the tokens between start-of-text and
+        end-of-text.
         """
         length = ids.shape[1]
         x = self.token_embedding(ids)
         x = x + self.positional_embedding[:length].to(x.dtype)
-        # No buffer: the average of its infinities over training steps would be NaN.
+        # Not a buffer: averaging its infinities over training steps would give NaN.
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         for block, pair in zip(self.transformer.blocks, adapters, strict=True):
             x = block(x, pair, mask)
@@ -121,11 +123,11 @@ class TextTower(nn.Module):
 
 
 def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
-    """Texts -> token ids (C, L) int64, L the longest text's length, padded with 0.
+    """Texts -> token ids (C, L) int64; L: length of the longest text; padded with 0.
 
     Tokeniser "clip" is CLIP's byte-pair vocabulary. "words", for a model trained from scratch, maps
-    each word to one of ``vocab_size`` ids by its hash: it needs no file and no import, and takes
-    any language. Longer texts are cut to ``context_length``.
+    each word to one of ``vocab_size`` ids by its hash: it needs no file and no import, and works
+    for any language. Longer texts are cut to ``context_length``.
     """
     if config.tokenizer == "clip":
         from open_clip.tokenizer import SimpleTokenizer
@@ -144,7 +146,7 @@ def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
 def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
     """Weights of both towers from open_clip's "NAME:TAG", or from a local file.
 
-    Returns the state (`visual.…` and `text.…`), the config with that model's activation and
+    Returns the weights (names `visual.…` and `text.…`), the config with that model's activation and
     normalisation, and the hash of the weights. PevlError when they cannot be loaded or do not fit.
     """
     import open_clip
@@ -174,8 +176,8 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
         reason = (str(error).strip() or "no reason given").splitlines()[0].split(". ")[0]
         reason = f"{type(error).__name__}: {reason}"
         raise PevlError(
-            f"{source}: CLIP weights could not be loaded ({reason}). Without network, download "
-            "open_clip's file (a state dict or safetensors) elsewhere and name it."
+            f"{source}: CLIP weights could not be loaded ({reason}). Without a network, copy "
+            "open_clip's weights file (a state dict or safetensors) here and give its path."
         ) from error
     normalise = preprocess.transforms[-1]
     quick = any("QuickGELU" in type(m).__name__ for m in model.modules())
@@ -192,19 +194,19 @@ def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Mode
 
 
 def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
-    """PevlError where a name or shape of the towers' weights is not the config's."""
+    """PevlError when a name or shape of the towers' weights does not fit the config."""
     with torch.device("meta"):
         towers = {"visual": VisualTower(config), "text": TextTower(config)}
-    wanted = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
-    for key in sorted(wanted.keys() | state.keys()):
-        if key not in wanted or key not in state or wanted[key] != state[key].shape:
+    expected = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
+    for key in sorted(expected.keys() | state.keys()):
+        if key not in expected or key not in state or expected[key] != state[key].shape:
             raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
 
 
 def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An open_clip state in PeVL's names: the text tower, at open_clip's top level, under `text.`.
+    """Convert names of open_clip's weights to PeVL's: the text tower gets the prefix `text.`.
 
-    The temperature and the attention mask are left out.
+    The result has no temperature and no attention mask. Tensors (…) are unchanged.
     """
     renamed = {}
     for key, value in state.items():
@@ -216,7 +218,7 @@ def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """Hash of names and values (as float32), the same on every machine; 32 hexadecimal digits."""
+    """Hash of names and values (as float32), the same on every machine: 16 bytes as hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(state):
         digest.update(key.encode())

@@ -13,10 +13,10 @@ HEATMAP_PX = 112  # side of a joint's heatmap (Sec. 4.3.5)
 class ModelConfig(BaseModel):
     """Sizes, parts and inputs of a model. Every part of the paper can be switched off.
 
-    The defaults are the paper's. ``similarities``: "vs" video-sentence, "ps" pose-sentence, "fw"
-    frames-words (Table 6), or "concat" alone, which joins the features of the streams in use by one
-    linear layer (the plain fusion of Tables 4 and 7; with video alone the projection of the
-    baseline in Table 4).
+    The defaults are those of the paper. ``similarities``: "vs" video-sentence, "ps" pose-sentence,
+    "fw" frames-words (Table 6), or only "concat": the concatenated features of the used streams
+    after one linear layer (the simple fusion of Tables 4 and 7; with video only, the projection of
+    the baseline in Table 4).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,32 +38,32 @@ class ModelConfig(BaseModel):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokenizer: Literal["clip", "words"] = "clip"
-    # How pixels become patch tokens: CLIP's linear map, or the package's pose network up to its
-    # head, kept frozen, and convolutions after it.
+    # From pixels to patch tokens: CLIP's linear map, or the frozen layers of the bundled pose
+    # network before its head, followed by convolutions.
     stem: Literal["patch", "pose"] = "patch"
-    # What a frame's class token starts from: a learned vector (CLIP), or that plus the mean of its
-    # patches and the body token, `mini/body_token.py`.
+    # Initial class token of a frame: a learned vector (CLIP), or this plus the mean of the frame's
+    # patches and the body token (`mini/body_token.py`).
     class_token: Literal["learned", "body"] = "learned"
-    base: Literal["clip", "none"] = "clip"  # weights that the towers start from
-    train_base: bool = False  # False: the base's own weights are frozen
+    base: Literal["clip", "none"] = "clip"  # initial weights of the towers
+    train_base: bool = False  # False: the weights of the base are frozen
     # inputs
     video_frames: int = 16
     pose_frames: int = 48
     layout: str = "coco17"
     joints: int = 17
-    allow_missing_joints: bool = False  # joints that a skeleton lacks count as not seen
-    pose_layers: int | None = None  # how many of the shared blocks the pose uses; None = all
-    pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, poses alone
-    pose_pool: Literal["mean", "max"] = "mean"  # pools the frames' features into the clip's
-    # "full": the picture's middle square (the paper's); "follow": the same square, moved to the
-    # actor and widened until it holds the whole body.
+    allow_missing_joints: bool = False  # missing joints of a skeleton = not visible
+    pose_layers: int | None = None  # number of shared blocks for the pose; None = all
+    pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, pose only
+    pose_pool: Literal["mean", "max"] = "mean"  # pooling of frame features into the clip's
+    # "full": the middle square of the frame (as in the paper); "follow": this square moved to the
+    # actor and enlarged until it contains the whole body.
     crop: Literal["full", "follow"] = "full"
-    flip_at_test: bool = False  # average with the mirrored clip, unless a label says left or right
+    flip_at_test: bool = False  # average with the mirrored clip, unless a label has left/right
     # parts
     video: bool = True
     pose: bool = True
-    text: bool = True  # False: one learned vector per class in place of its text
-    classes: int = 0  # how many, when text is False
+    text: bool = True  # False: one learned vector per class instead of its text
+    classes: int = 0  # number of classes if text is False
     video_adapters: bool = True
     pose_adapters: bool = True
     text_adapters: bool = True
@@ -74,7 +74,7 @@ class ModelConfig(BaseModel):
     refinement_weight: float = 0.1  # λ_R
     similarities: tuple[Similarity, ...] = ("vs", "ps", "fw")
     semantic_loss: bool = True
-    # The negatives of a clip in training: the labels of its batch (the paper's), or all labels.
+    # Negatives of a clip in training: the labels of its batch (as in the paper), or all labels.
     contrast: Literal["batch", "labels"] = "batch"
     fine_temperature: float = 0.01
     branch_loss_weight: float = 0.0  # weight of each similarity's own contrastive loss
@@ -85,7 +85,7 @@ class ModelConfig(BaseModel):
         if not (self.video or self.pose):
             raise ValueError("a model needs video or pose")
         if not self.text and self.classes < 1:
-            raise ValueError("without text, classes must say how many there are")
+            raise ValueError("without text, classes must be the number of classes")
         if not self.used_similarities:
             raise ValueError(f"none of the similarities {self.similarities} fits the other parts")
         if self.video_frames * 3 != self.pose_frames:
@@ -95,7 +95,7 @@ class ModelConfig(BaseModel):
         if self.width % self.heads or self.text_width % self.text_heads:
             raise ValueError("heads must divide width")
         if self.video and self.stem == "pose" and self.patch_size != 32:
-            raise ValueError("the pose stem makes patches of 32 pixels")
+            raise ValueError("the pose stem needs patch_size 32")
         if not 0 <= self.used_pose_layers <= self.layers:
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
         if self.pose and not self.used_pose_layers and self.pose_features != "body":
@@ -112,7 +112,7 @@ class ModelConfig(BaseModel):
 
     @property
     def used_similarities(self) -> tuple[Similarity, ...]:
-        """The similarities whose modalities the model has."""
+        """The similarities for which the model has the modalities."""
         needs: dict[Similarity, bool] = {
             "vs": self.video,
             "ps": self.pose,
@@ -123,17 +123,17 @@ class ModelConfig(BaseModel):
 
     @property
     def has_body_token(self) -> bool:
-        """Whether a body token is added to the class tokens of the video's frames."""
+        """Whether a body token is added to the class token of each video frame."""
         return self.class_token == "body" and self.video and self.pose
 
     @property
     def used_pose_layers(self) -> int:
-        """How many of the shared blocks the pose encoder uses."""
+        """Number of shared blocks that the pose encoder uses."""
         return self.layers if self.pose_layers is None else self.pose_layers
 
     @property
     def heatmap_patch(self) -> int:
-        """Side of a heatmap's patches, px: that of a frame's patches where HEATMAP_PX allows it."""
+        """Side of a heatmap's patches in px: patch_size if it divides HEATMAP_PX, otherwise 16."""
         return 16 if HEATMAP_PX % self.patch_size else self.patch_size
 
     @property
@@ -178,8 +178,8 @@ CONFIGS = {
         base="none",
         train_base=True,
         pose_features="body",
-        # To an untrained text encoder all texts are alike. Weights from their tiny differences
-        # would leave some pairs of labels with no weight at all.
+        # An untrained text encoder gives similar features for all texts. Weights from their tiny
+        # differences would be 0 for some pairs of labels.
         semantic_loss=False,
         contrast="labels",
         fine_temperature=0.1,

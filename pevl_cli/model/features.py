@@ -1,4 +1,4 @@
-"""What goes into the model and what its encoders give: batches, label texts, features."""
+"""The model's input and the outputs of its encoders: batches, label texts, features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """N clips. Either modality may be None: the model then uses the other alone."""
+    """N clips. One modality may be None: the model then uses the other only."""
 
     frames: Tensor | None  # (N, T, 3, H, W) uint8 RGB, or float in [0, 1]
-    joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the crop, and 1 = visible
-    has_video: Tensor | None = None  # (N,) bool; None: all clips have one
+    joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the view; 1 = visible
+    has_video: Tensor | None = None  # (N,) bool; None: all clips have video
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -30,7 +30,7 @@ class Texts:
     sentences: Tensor  # (C, e)
     words: Tensor  # (C, L, e)
     word_mask: Tensor  # (C, L) bool
-    label: Tensor | None = None  # (C,) index of the text's label, where a label has several texts
+    label: Tensor | None = None  # (C,) label index of each text; None: one text per label
 
     def __getitem__(self, index: Tensor) -> Texts:
         return Texts(self.sentences[index], self.words[index], self.word_mask[index])
@@ -42,7 +42,7 @@ class Texts:
         return Texts(self.sentences.to(device), words, mask, label)
 
     def by_label(self, similarity: Tensor) -> Tensor:
-        """Mean over each label's texts: similarities with texts (N, C) -> labels."""
+        """Mean over each label's texts: similarities with texts (N, C) -> (N, number of labels)."""
         if self.label is None:
             return similarity
         labels = int(self.label.max()) + 1
@@ -52,13 +52,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N clips in the joint space, of unit length but for those before refinement."""
+    """Features of N clips in the joint space; of unit length, except those before refinement."""
 
     video: Tensor | None  # V (N, e), after P2V
     pose: Tensor | None  # P (N, e), after V2P
     frames: Tensor | None  # F (N, S, e)
     seen: Tensor | None  # (N, S) bool: the frame shows at least one joint
-    has_video: Tensor | None  # (N,) bool; None: all clips have one
-    joined: Tensor | None  # (N, e), of the "concat" similarity
+    has_video: Tensor | None  # (N,) bool; None: all clips have video
+    joined: Tensor | None  # (N, e), for the "concat" similarity
     video_before: Tensor | None  # z_v (N, e), before P2V
     pose_before: Tensor | None  # z_p (N, e), before V2P

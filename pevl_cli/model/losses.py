@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
-    """Pull each a_i to its b_i, away from the other b_j: (N, e), (N, e) -> scalar.
+    """NT-Xent: move each a_i closer to b_i than to the other b_j. a, b (N, e) -> scalar.
 
-    Source: PeVL Eq. (3). Differs: batch mean in place of the sum, so that the loss does not grow
-    with the batch, and both directions averaged ("symmetric similarities", Sec. 3.2.3).
+    Source: PeVL Eq. (3). Differs: batch mean instead of the sum, so that the loss does not grow
+    with the batch size; both directions averaged ("symmetric similarities", Sec. 3.2.3).
     """
     logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
     target = torch.arange(len(a), device=a.device)
@@ -21,14 +21,14 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
 def semantic_guided_loss(
     similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Contrast clips with texts; negatives whose texts differ more weigh more.
+    """Contrast clips with texts; negatives with less similar texts have larger weights.
 
     similarity (N, N) clip × text of clip, text_similarity (N, N) cosines of the texts, labels
     (N,) int -> scalar.
 
     Source: PeVL Eq. (5) and (6). Differs: a batch may repeat a label, so the target is uniform
     over all clips of the same label; with distinct labels this is the paper's formula, whose
-    second numerator lacks its temperature by a misprint.
+    second numerator lacks the temperature (a misprint).
     """
     positive = labels[:, None] == labels[None]
     weights = pair_weights(text_similarity, positive)
@@ -40,14 +40,14 @@ def semantic_guided_loss(
 def label_contrast_loss(
     similarity: Tensor, text_similarity: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Contrast clips with the texts of all labels, also of those that no clip of the batch has.
+    """Contrast clips with the texts of all labels, also of labels without a clip in the batch.
 
     similarity (N, C) clip × label, text_similarity (C, C) cosines of the labels' texts, labels
     (N,) into C -> scalar.
 
-    Source: PeVL Eq. (5) and (6). Differs: from clips to texts the negatives are all other labels,
-    not those of the batch only: sixteen clips have a third of forty labels. From texts to clips
-    the negatives are the batch's, as printed.
+    Source: PeVL Eq. (5) and (6). Differs: from clips to texts, the negatives are all other labels,
+    not only those of the batch: 16 clips have only a third of 40 labels. From texts to clips, the
+    negatives are those of the batch, as in the paper.
     """
     positive = F.one_hot(labels, similarity.shape[1]).bool()
     weights = pair_weights(text_similarity[labels], positive)
@@ -62,7 +62,7 @@ def pair_weights(text_similarity: Tensor, positive: Tensor) -> Tensor:
     """Weight of each term in Eq. (5)'s denominator: 1 for positives, n·s_ij for negatives.
 
     text_similarity (N, C), positive (N, C) bool -> (N, C), >= 0. s_ij = (1 − sim(t_i, t_j)) / Σ
-    over the n negatives j. Where all negatives' texts equal the true one, all weigh 1.
+    over the n negatives j. If the texts of all negatives equal the true text, all weights are 1.
 
     Source: PeVL Eq. (6).
     """

@@ -25,7 +25,7 @@ MAX_LOGIT_SCALE = 4.6052
 
 
 class PeVL(nn.Module):
-    """Pose-enhanced vision-language model; ``config`` says which parts it has.
+    """Pose-enhanced vision-language model; ``config`` sets its parts.
 
     Source: PeVL, Sec. 3.
     """
@@ -39,7 +39,7 @@ class PeVL(nn.Module):
         self.config = config
         self.checkpointing = False  # recompute the blocks' activations in the backward pass
         width, quarter = config.width, config.width // 4
-        self.visual = VisualTower(config)  # its blocks serve video and pose (Sec. 4.1)
+        self.visual = VisualTower(config)  # video and pose share its blocks (Sec. 4.1)
         if config.text:
             self.text: TextTower | None = TextTower(config)
             bottleneck = config.text_width // 2
@@ -74,12 +74,12 @@ class PeVL(nn.Module):
         if "concat" in config.used_similarities:
             streams = config.video + config.pose
             self.join = nn.Linear(streams * config.embed_dim, config.embed_dim)
-        # Logarithms of 1/τ, as CLIP has it: for the contrast with texts and for Eq. (3).
+        # log 1/τ, as in CLIP: of the contrast with texts, and of Eq. (3).
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.refinement_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
-        # The mean V of each label's training clips (C, e), unit length; a checkpoint has them.
+        # Mean V of each label's training clips (C, e), unit length; None without a checkpoint's.
         self.register_buffer("prototypes", None)
         if not config.train_base:
             self.visual.requires_grad_(False)
@@ -111,7 +111,7 @@ class PeVL(nn.Module):
     def encode_text(self, prompts: Sequence[str]) -> Texts:
         """C prompts -> sentences (C, e) and words (C, L, e), of unit length.
 
-        With ``text=False`` the classes' learned vectors, without words; prompts are not read.
+        With ``text=False``: the learned class vectors, without words; prompts are ignored.
         """
         if self.text is None:
             vectors = F.normalize(self.class_vectors, dim=-1)
@@ -130,14 +130,14 @@ class PeVL(nn.Module):
     def encode(self, batch: Batch) -> Features:
         """Both streams with their refinements, in the joint space. Sec. 3.1 and 3.2.
 
-        ValueError where the batch has no modality that the model takes.
+        ValueError when the batch has no modality that the model uses.
         """
         config = self.config
         frames = batch.frames if config.video else None
         joints = batch.joints if config.pose else None
         video, pose, body = self._encode(frames, joints, batch.has_video)
         if video is None and pose is None:
-            raise ValueError(f"the batch has neither modality that model '{config.name}' takes")
+            raise ValueError(f"the batch has neither modality that model '{config.name}' uses")
         video_before = pose_before = None
         refined_video, refined_pose = video, pose
         seen = None if joints is None else joints[..., 2].amax(-1) > 0
@@ -179,10 +179,10 @@ class PeVL(nn.Module):
         self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1):
-        (N, T, 1 + P, d), (N, S, G, d) and (N, T, P), each None where its modality is absent.
+        (N, T, 1 + P, d), (N, S, G, d) and (N, T, P); each None if its modality is absent.
 
-        Clips without video are not computed, so that they do not enter batch statistics: their
-        tokens are zeros.
+        Clips without video are not encoded, so that they do not change batch statistics; their
+        tokens are 0.
         """
         config = self.config
         blocks = self.visual.transformer.blocks
@@ -202,7 +202,7 @@ class PeVL(nn.Module):
             return None, pose, None
         with_video = None if has_video is None else has_video.nonzero()[:, 0]
         all_bodies = body
-        indexed = None if joints is None else joints[:, 1::3]  # the joints of the video's frames
+        indexed = None if joints is None else joints[:, 1::3]  # the joints at the video frames
         if with_video is not None:
             frames, body = frames[with_video], None if body is None else body[with_video]
             indexed = None if indexed is None else indexed[with_video]
@@ -226,7 +226,7 @@ class PeVL(nn.Module):
         return video, pose, all_bodies
 
     def _checkpointed(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result; with ``checkpointing`` it is recomputed in the backward pass."""
+        """Call the function; with ``checkpointing``, recompute it in the backward pass."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
@@ -243,7 +243,7 @@ class PeVL(nn.Module):
         adapters: nn.ModuleDict | None,
         x: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Attention of each token over the frames, then within each frame, then the MLP.
+        """Attention of each token over frames, then within each frame, then the MLP.
 
         x (N, S, G, d) -> (N, S, G, d), and the tokens (N·S, G, d) before the attention within
         frames.
@@ -263,7 +263,7 @@ class PeVL(nn.Module):
         visible = joints[..., 2]
         middle = slice(1, None, 3)  # the middle frames of the 16 triples of 48
         grid = (self.config.grid, self.config.grid)
-        # In float32: half precision would move joints across patch borders.
+        # In float32: rounding to half precision can move a joint to another patch.
         weights = (attention.float() * visible)[:, middle]
         return patch_weights(joints[:, middle, :, :2], weights, grid).to(attention.dtype)
 
@@ -278,7 +278,7 @@ class PeVL(nn.Module):
     # -- matching -----------------------------------------------------------------------------
 
     def similarities(self, features: Features, texts: Texts) -> dict[Similarity, Tensor]:
-        """The similarities in use, each (N, C) in [-1, 1], float32."""
+        """The used similarities, each (N, C) in [-1, 1], float32."""
         values: dict[Similarity, Tensor] = {}
         for kind in self.config.used_similarities:
             if kind == "vs" and features.video is not None:
@@ -298,14 +298,15 @@ class PeVL(nn.Module):
         return {kind: value.float() for kind, value in values.items()}
 
     def combine(self, similarities: dict[Similarity, Tensor], features: Features) -> Tensor:
-        """S of Eq. (4), (N, C): for each clip the mean of the similarities that have evidence.
+        """S of Eq. (4), (N, C): for each clip, the mean of the similarities whose modality it has.
 
-        Without a visible joint that is the video's alone, without video the pose's; 0 without any.
+        Clips without a visible joint use the video only, clips without video the pose only; 0
+        without both. ValueError when the batch has no modality of the similarities.
         """
         total: Tensor | None = None
         count: Tensor | None = None
         for kind, value in similarities.items():
-            use = _has_evidence(kind, features, value)[:, None].to(value)
+            use = _has_modality(kind, features, value)[:, None].to(value)
             total = value * use if total is None else total + value * use
             count = use if count is None else count + use
         if total is None or count is None:
@@ -320,13 +321,14 @@ class PeVL(nn.Module):
     def match(self, batch: Batch, texts: Texts) -> Similarities:
         """The B similarities of each clip with each label, (N, B, C), and V (N, e).
 
-        NaN where a similarity lacks its modality: no video, no visible joint. S is their mean.
+        NaN if the clip lacks the modality of a similarity: no video, no visible joint. S is the
+        mean over B without NaN.
         """
         features = self.encode(batch)
         parts = []
         for kind, value in self.similarities(features, texts).items():
-            use = _has_evidence(kind, features, value)[:, None]
-            # NaN from damaged weights becomes infinity, so that it is not read as "no evidence".
+            use = _has_modality(kind, features, value)[:, None]
+            # NaN from damaged weights becomes infinity, as NaN means "no modality".
             numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
             parts.append(numbers.where(use, torch.nan))
         video = None if features.video is None else features.video.float()
@@ -343,9 +345,9 @@ class PeVL(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """L_t + λ·L_R, scalar, and S (N, C) of each clip with each text, detached.
 
-        ``labels`` (N,) int are indices of texts. Clips are contrasted with each other: where
-        several processes have a part of the batch each, ``gather`` returns the features of all,
-        with gradients, and ``labels`` are those of all.
+        ``labels`` (N,) int: indices of texts. Clips are contrasted with each other: if several
+        processes have a part of the batch each, ``gather`` returns the features of all processes,
+        with gradients, and ``labels`` are the labels of all clips.
 
         Source: PeVL Eq. (3) to (6), Sec. 3.4.
         """
@@ -355,7 +357,7 @@ class PeVL(nn.Module):
         combined = self.combine(parts, features)
         between_texts = texts.sentences @ texts.sentences.T
         if not config.semantic_loss:
-            between_texts = torch.zeros_like(between_texts)  # equal weights: vanilla contrast
+            between_texts = torch.zeros_like(between_texts)  # equal weights (vanilla contrast)
         between_texts = between_texts.float().detach()
         temperature = self.temperature
 
@@ -369,7 +371,7 @@ class PeVL(nn.Module):
         total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))
         if config.branch_loss_weight:
             for kind, part in parts.items():
-                use = _has_evidence(kind, features, part)
+                use = _has_modality(kind, features, part)
                 if use.any():
                     total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
@@ -389,8 +391,8 @@ class PeVL(nn.Module):
         return total, combined.detach()
 
 
-def _has_evidence(kind: Similarity, features: Features, value: Tensor) -> Tensor:
-    """Which clips have the modality of a similarity: (N,) bool."""
+def _has_modality(kind: Similarity, features: Features, value: Tensor) -> Tensor:
+    """Whether each clip has the modality of a similarity: (N,) bool."""
     if kind == "vs" and features.has_video is not None:
         return features.has_video
     if kind in {"ps", "fw"} and features.seen is not None:
@@ -406,15 +408,15 @@ def _adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) ->
 
 
 def _pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
-    """One entry a layer; None where adapters are switched off."""
+    """One entry per layer; None if the model has no adapters."""
     return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
 
 
 def _pool(values: Tensor, use: Tensor, kind: Literal["mean", "max"]) -> Tensor:
-    """Mean or maximum over the frames in use, (N, S, e) -> (N, e); over all frames if none is.
+    """Mean or maximum over the frames with ``use`` (N, S): (N, S, e) -> (N, e); if none, over all.
 
-    Differs: the paper's is the mean. The maximum keeps the short moment in which two strokes
-    differ: tennis4, benchmarks/README.md.
+    Differs: the paper uses the mean. The maximum keeps the short moment in which two tennis strokes
+    differ (tennis4, benchmarks/README.md).
     """
     use = (use | ~use.any(1, keepdim=True))[..., None]
     if kind == "max":

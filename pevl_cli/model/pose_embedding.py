@@ -1,4 +1,4 @@
-"""Joints to the tokens of the pose encoder: coordinates, body features, or heatmaps."""
+"""From joints to the tokens of the pose encoder: coordinates, body features, or heatmaps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HEATMAP_SIGMA_PX = 1.2
 
 class PoseEmbedding(nn.Module):
     """Joints to tokens, (N, S, J, 3) -> (N, S, 1 + J, d): a linear map of each joint, a learned
-    joint and time embedding, and a class token a frame.
+    joint and time embedding, and a class token per frame.
 
-    ``pose_features="body"`` adds what a small model cannot learn from a few hundred clips: each
-    joint's token also gets the offsets to all other joints and its motion, and the frame's class
-    token starts from two convolutions over time of the whole body (distances between joints and
-    their motion, as in DD-Net, Yang et al. 2019).
+    ``pose_features="body"`` adds features that a small model cannot learn from a few hundred clips:
+    to each joint's token, the offsets to all other joints and its motion; to each class token,
+    two convolutions over time of features of the whole body (distances between joints and their
+    motion, as in DD-Net, Yang et al. 2019).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -48,9 +48,9 @@ class PoseEmbedding(nn.Module):
             )
 
     def forward(self, joints: Tensor) -> Tensor:
-        """joints (N, S, J, 3), x and y in [0, 1] of the crop, 1 = visible -> (N, S, 1 + J, d)."""
+        """joints (N, S, J, 3), x and y in [0, 1] of the view, 1 = visible -> (N, S, 1 + J, d)."""
         visible = joints[..., 2:]
-        # The coordinates of an unseen joint, NaN included, must have no effect.
+        # The coordinates of a joint that is not visible, also NaN, must have no effect.
         joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
         if self.body:
             motion, offsets = _body_features(joints)
@@ -70,8 +70,8 @@ class PoseEmbedding(nn.Module):
 class HeatmapEmbedding(nn.Module):
     """Joints to the patches of their heatmaps: (N, S, J, 3) -> (N, S, 1 + P, d).
 
-    One channel a joint, split into patches as CLIP splits pictures, with a learned position and
-    time embedding and a class token a frame.
+    One channel per joint, split into patches as CLIP splits images, with a learned position and
+    time embedding and a class token per frame.
 
     Source: PeVL Table 9, whose heatmaps follow PoseConv3D (Duan et al. 2022).
     """
@@ -81,13 +81,13 @@ class HeatmapEmbedding(nn.Module):
         width, size = config.width, config.heatmap_patch
         self.patch = nn.Conv2d(config.joints, width, size, size)
         scale = width**-0.5
-        places = 1 + (HEATMAP_PX // size) ** 2
-        self.place_embedding = nn.Parameter(scale * torch.randn(places, width))
+        tokens = 1 + (HEATMAP_PX // size) ** 2
+        self.place_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, joints: Tensor) -> Tensor:
-        """joints (N, S, J, 3), x and y in [0, 1] of the crop, 1 = visible -> (N, S, 1 + P, d)."""
+        """joints (N, S, J, 3), x and y in [0, 1] of the view, 1 = visible -> (N, S, 1 + P, d)."""
         n, s = joints.shape[:2]
         patches = self.patch(heatmaps(joints).flatten(0, 1))
         tokens = rearrange(patches, "(n s) d r c -> n s (r c) d", n=n)
@@ -98,29 +98,29 @@ class HeatmapEmbedding(nn.Module):
 
 
 def heatmaps(joints: Tensor) -> Tensor:
-    """A Gaussian a joint: (N, S, J, 3) -> (N, S, J, 112, 112), 1 at the joint; 0 if it is unseen.
+    """Heatmap of each joint, a Gaussian with maximum 1: (N, S, J, 3) -> (N, S, J, 112, 112).
 
-    Its standard deviation is HEATMAP_SIGMA_PX.
+    0 for a joint that is not visible. The standard deviation is HEATMAP_SIGMA_PX.
     """
     centre = (torch.arange(HEATMAP_PX, device=joints.device) + 0.5) / HEATMAP_PX
-    # The coordinates of an unseen joint, NaN included, must have no effect.
+    # The coordinates of a joint that is not visible, also NaN, must have no effect.
     point = torch.where(joints[..., 2:] > 0, joints[..., :2], 0)
-    away = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
-    x, y = (-away.square() / 2).exp().unbind(-2)
+    distance = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
+    x, y = (-distance.square() / 2).exp().unbind(-2)
     return (y * joints[..., 2:])[..., :, None] * x[..., None, :]
 
 
 def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
     """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
 
-    The first: position relative to the body's centre, displacements over 1 and 3 frames. The
-    second: offsets to every other joint. Zero wherever a joint that is needed is not visible.
+    First: position relative to the body's centre, displacements over 1 and 3 frames. Second:
+    offsets to every other joint. 0 if a joint of the value is not visible.
     """
     point, visible = joints[..., :2], joints[..., 2:]
     count = visible.sum(2, keepdim=True).clamp_min(1)
     centre = (point * visible).sum(2, keepdim=True) / count
-    away = (point - centre) * visible
-    spread = away.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
+    relative = (point - centre) * visible
+    spread = relative.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
     has_person = visible.amax((-1, -2))
     size = (spread * has_person).sum(1) / has_person.sum(1).clamp_min(1)
     size = size.clamp_min(0.02)[:, None, None, None]
@@ -130,4 +130,4 @@ def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
     for lag in (1, 3):
         step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
         steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
-    return torch.cat([away / size, *(s / size for s in steps)], -1), offsets
+    return torch.cat([relative / size, *(s / size for s in steps)], -1), offsets

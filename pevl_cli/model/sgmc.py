@@ -1,5 +1,6 @@
-"""Frames matched with words, the fine-grained part of the SGMC module (Sec. 3.3.1), and the
-similarities of clips with labels."""
+"""Similarities of clips with labels, and of frames with words: the fine-grained part of the SGMC
+module (Sec. 3.3.1).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from torch import Tensor
 class Similarities:
     """B similarities of N clips with C labels, and the video features of the clips."""
 
-    values: Tensor  # (N, B, C) in [-1, 1]; NaN where a similarity lacks its modality
+    values: Tensor  # (N, B, C) in [-1, 1]; NaN = no modality
     video_features: Tensor | None = None  # V (N, e); NaN for a clip without video
 
     def split(self) -> list[Similarities]:
-        """One for each clip: N of shape (1, B, C)."""
+        """N `Similarities`, one per clip, of shape (1, B, C)."""
         values = self.values.split(1)
         features = self.video_features
         videos = [None] * len(values) if features is None else features.split(1)
@@ -27,15 +28,18 @@ class Similarities:
 
     @staticmethod
     def concatenate(parts: Sequence[Similarities]) -> Similarities:
-        """The clips of all parts, (N, B, C); either all parts have video features, or none."""
+        """Concatenate along N: (N, B, C). Video features must be in all parts, or in none."""
         videos = [part.video_features for part in parts if part.video_features is not None]
         assert len(videos) in (0, len(parts))
         values = torch.cat([part.values for part in parts])
         return Similarities(values, torch.cat(videos) if videos else None)
 
     def prototype_similarity(self, prototypes: Tensor | None) -> Tensor | None:
-        """Cosines of each clip's V with the labels' ``prototypes`` (C, e): (N, C), NaN where there
-        is no video, or no prototype; None without any."""
+        """Cosines of each clip's V with the labels' ``prototypes`` (C, e): (N, C).
+
+        NaN for a clip without video and a label without prototype; None without video features or
+        prototypes.
+        """
         if self.video_features is None or prototypes is None:
             return None
         return self.video_features @ prototypes.T
@@ -51,11 +55,11 @@ def fine_similarity(
     """S_FW: similarity of the frames of each clip with the words of each text, in [-1, 1].
 
     frames (N, S, e), words (C, L, e), masks (N, S) and (C, L) with True = use -> (N, C).
-    0 for a clip without a frame to use, or a text without a word to use.
+    0 for a clip without a used frame, or a text without a used word.
 
     Source: PeVL Sec. 3.3.1, "attention operations on the matrix twice" as in X-CLIP (Ma et al.
     2022). Differs: padded words and unseen frames are masked; the learned square matrices, which
-    start as the identity, are left out, as the number of words is free.
+    start as the identity, are left out, because the number of words varies.
     """
     clips, frame_count, _ = frames.shape
     texts, word_count, _ = words.shape
@@ -74,12 +78,12 @@ def fine_similarity(
 
 
 def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor:
-    """Mean of values along dim, weighted by the softmax of the values; 0 where none is in use."""
+    """Mean of values along dim, weighted by the softmax of the values; 0 if no value is used."""
     logits = (values / temperature).masked_fill(~use, torch.finfo(values.dtype).min)
     weights = logits.softmax(dim).masked_fill(~use, 0)
     return (weights * values).sum(dim)
 
 
 def mean_similarity(similarities: Tensor) -> Tensor:
-    """S of Eq. (4): B similarities (N, B, C) -> their mean (N, C), without NaN; 0 if all are."""
+    """S of Eq. (4): B similarities (N, B, C) -> mean (N, C) without NaN; 0 if all are NaN."""
     return similarities.nanmean(1).nan_to_num(0)

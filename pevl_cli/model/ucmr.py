@@ -12,7 +12,7 @@ def patch_weights(joints: Tensor, weights: Tensor, grid: tuple[int, int]) -> Ten
     """M of Eq. (1): the summed weights of the joints in each patch, normalised.
 
     joints (…, J, 2) x right, y down, in [0, 1] of the crop; weights (…, J) >= 0; grid (rows,
-    columns) -> (…, rows·columns) row-major, sum 1, or all 0 where no joint with weight > 0 is
+    columns) -> (…, rows·columns) row-major, sum 1, or all 0 if no joint with weight > 0 is
     inside. A joint exactly on the right or lower border belongs to the last patch.
 
     Source: PeVL Sec. 3.2.1, Fig. 3(a).
@@ -34,8 +34,8 @@ def pose_guided_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> T
 
     q (…, Q, d), k and v (…, N, d), weights (…, N) -> (…, Q, d); zeros where all weights are 0.
 
-    Source: PeVL Eq. (1). Differs: M multiplies the exponential, not the exponent. As printed a
-    patch without joints would weigh exp(0) = 1, and the indicator would never be needed.
+    Source: PeVL Eq. (1). Differs: M multiplies the exponential, not the exponent. As printed, a
+    patch without joints would have the weight exp(0) = 1, and the indicator would have no effect.
     """
     has_joint = weights > 0
     log_weights = torch.where(has_joint, weights, 1.0).log().masked_fill(~has_joint, float("-inf"))
@@ -48,7 +48,7 @@ def pose_guided_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> T
 class _Projections(nn.Module):
     """Projections of a refinement: to queries, keys and values, and a zero-initialised output.
 
-    With the residual the refinement starts as the identity.
+    With the residual connection, the refinement starts as the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -71,7 +71,7 @@ class _Projections(nn.Module):
 
 
 class PoseGuidedVideo(_Projections):
-    """P2V: each token of a video frame attends to the patches in which joints are. Sec. 3.2.1."""
+    """P2V: each token of a video frame attends to the patches that contain joints. Sec. 3.2.1."""
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """tokens (N, T, 1 + P, d), patch weights (N, T, P) -> refined tokens, same shape."""
@@ -82,7 +82,7 @@ class PoseGuidedVideo(_Projections):
             self.split(self.value, patches),
             repeat(weights, "n t p -> n t h p", h=self.heads),
         )
-        # merge() of zeros would still add the bias to a frame without a person.
+        # Without this factor, merge() would add its bias to a frame without a person.
         has_person = (weights > 0).any(-1)[..., None, None]
         return tokens + self.merge(refined) * has_person
 
@@ -98,7 +98,7 @@ class VideoEnrichedPose(_Projections):
         """pose (N, T, G, d), video tokens (N, T, 1 + P, d) -> refined pose, (N, T, G, d).
 
         Differs: the output of the background token is added to the frame's class token. Eq. (2)
-        normalises over the patches for each query alone, so the token would otherwise have no
+        normalises over the patches for each query alone, so otherwise the token would have no
         effect.
         """
         n, t, _, _ = pose.shape

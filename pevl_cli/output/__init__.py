@@ -1,1 +1,1 @@
-"""Answers and poses as files: JSON and CSV records, pictures and films."""
+"""Answers and poses as files: JSON, CSV, images and videos."""

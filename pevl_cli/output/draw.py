@@ -1,4 +1,4 @@
-"""Pictures, filmstrips and films of a person with the joints drawn on them."""
+"""Draw the actor's joints on frames: images, filmstrips and videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.media.video import Clip, Timeline, iter_frames
 from pevl_cli.pose.actor import Actor
@@ -23,7 +23,7 @@ def draw_skeleton(
 ) -> None:
     """Draw a skeleton on an RGB frame (h, w, 3) uint8 in place; joints (J, 3): x_px, y_px, score.
 
-    Joints with a lower score than ``min_score`` are left out.
+    Joints with a score below ``min_score`` are not drawn.
     """
     unit = max(1, round(max(frame.shape[:2]) / 400))
     names = LAYOUTS[layout].names
@@ -38,51 +38,51 @@ def draw_skeleton(
             cv2.circle(frame, (int(x), int(y)), 2 * unit + 1, (255, 255, 255), -1, cv2.LINE_AA)
 
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-FILM_SUFFIXES = {".mp4", ".mov", ".mkv"}
-STRIP_FRAMES = 6  # of a filmstrip
-STRIP_PX = 360  # height of a filmstrip that is written to a file
-PAGE_STRIP_PX = 180  # height of a filmstrip on a report's page
-STORED_FPS = 25  # of a film of stored poses, whose times are not known
-FILM_CLOCK = Fraction(1, 12800)  # s; unit of the times of a film's frames
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+WRITABLE_VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv"}
+STRIP_FRAMES = 6  # frames of a filmstrip
+STRIP_PX = 360  # height of a filmstrip in a file
+PAGE_STRIP_PX = 180  # height of a filmstrip in a report
+STORED_FPS = 25  # frame rate of a video of stored poses, whose times are unknown
+VIDEO_TIME_BASE_S = Fraction(1, 12800)  # time base of written videos, seconds
 
 
 def check_drawing(path: Path) -> None:
-    """UsageError unless the ending is that of a picture or a film."""
-    if path.suffix.lower() not in PICTURE_SUFFIXES | FILM_SUFFIXES:
-        known = ", ".join(sorted(FILM_SUFFIXES | PICTURE_SUFFIXES))
+    """UsageError unless the suffix is that of an image or a video."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES | WRITABLE_VIDEO_SUFFIXES:
+        known = ", ".join(sorted(WRITABLE_VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise UsageError(f"--draw {path}: the name must end in one of {known}.")
 
 
 def draw_actor(path: Path, timeline: Timeline, actor: Actor, indices: np.ndarray) -> None:
-    """Write a film or a filmstrip of six frames, by the ending of ``path``, with the skeleton.
+    """Write a video, or a filmstrip of six frames, with the skeleton; the suffix decides.
 
-    ``actor`` has been looked for in the frames ``indices`` (U,) of the video. PevlError when it
-    cannot be written, or no frame can be decoded.
+    ``actor``: the actor in the frames ``indices`` (U,) of the video. PevlError when the file cannot
+    be written, or no frame can be decoded.
     """
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         tiles = [_tile(f) for f in _drawn(timeline, actor, indices, _spread(len(indices)))]
         if not tiles:
             raise PevlError(f"{timeline.path}: none of its frames can be decoded.")
         _write_strip(path, tiles)
         return
     frames = _drawn(timeline, actor, indices, np.arange(len(indices)))
-    write_film(path, frames, timeline.times_s[indices])
+    write_video(path, frames, timeline.times_s[indices])
 
 
 def draw_stored(path: Path, stored: StoredPoses, actor: Actor) -> None:
-    """The same for stored poses, over an empty picture."""
+    """As `draw_actor`, for stored poses, on empty frames."""
     count = len(actor.seen)
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         _write_strip(path, [_tile(f) for f in _on_empty_frames(stored, actor, _spread(count))])
         return
-    write_film(
+    write_video(
         path, _on_empty_frames(stored, actor, np.arange(count)), np.arange(count) / STORED_FPS
     )
 
 
-def drawn_frame(clip: Clip, actor: Actor) -> np.ndarray:
-    """The middle frame in which the actor is seen, with the joints: (h, w, 3) uint8 RGB."""
+def draw_frame(clip: Clip, actor: Actor) -> np.ndarray:
+    """The middle frame with the actor, with the joints drawn: (H, W, 3) uint8 RGB."""
     seen = np.flatnonzero(actor.seen)
     u = int(seen[len(seen) // 2]) if len(seen) else len(clip.frames) // 2
     frame: np.ndarray = clip.frames[u].copy()
@@ -94,7 +94,7 @@ def drawn_frame(clip: Clip, actor: Actor) -> np.ndarray:
 
 
 def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
-    """Frames of a sampled clip with the actor's joints, side by side: the bytes of a JPEG file."""
+    """Six frames of a clip with the actor's joints, side by side: bytes of a JPEG file."""
     tiles = []
     for u in _spread(len(clip.frames)):
         frame = _tile(clip.frames[u], 2 * PAGE_STRIP_PX)
@@ -107,21 +107,21 @@ def filmstrip(clip: Clip, actor: Actor | None) -> bytes:
 
 
 def stored_filmstrip(stored: StoredPoses) -> bytes:
-    """The same for stored poses."""
+    """As `filmstrip`, for stored poses, on empty frames: bytes of a JPEG file."""
     actor = stored.actor()
     drawn = _on_empty_frames(stored, actor, _spread(len(actor.seen)))
     return _jpeg([_tile(frame, 2 * PAGE_STRIP_PX) for frame in drawn])
 
 
 def _jpeg(tiles: Sequence[np.ndarray]) -> bytes:
-    """Frames side by side, halved: thin lines hide less of a small body."""
+    """Frames side by side as JPEG. They are halved after drawing, which makes lines thinner."""
     small = [_tile(tile, PAGE_STRIP_PX) for tile in tiles]
     _, data = cv2.imencode(".jpg", np.hstack(small)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     return data.tobytes()
 
 
 def _on_empty_frames(stored: StoredPoses, actor: Actor, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames of the stored poses' size that show joints alone."""
+    """Empty frames of the stored poses' size with the joints drawn."""
     width, height = stored.canvas
     for t in chosen:
         frame = np.full((height, width, 3), 24, np.uint8)
@@ -130,25 +130,25 @@ def _on_empty_frames(stored: StoredPoses, actor: Actor, chosen: np.ndarray) -> I
 
 
 def _spread(count: int) -> np.ndarray:
-    """Numbers of the frames of a filmstrip, from 0 to count - 1."""
+    """Indices of the frames of a filmstrip, evenly from 0 to count - 1."""
     return np.unique(np.linspace(0, count - 1, STRIP_FRAMES).round().astype(int))
 
 
 def _write_strip(path: Path, tiles: Sequence[np.ndarray]) -> None:
     ok, data = cv2.imencode(path.suffix, np.hstack(tiles)[..., ::-1])
     if not ok:
-        raise PevlError(f"{path}: the picture could not be encoded.")
-    with write_aside(path) as temporary:
+        raise PevlError(f"{path}: the image could not be encoded.")
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 
 def _drawn(
     timeline: Timeline, actor: Actor, indices: np.ndarray, chosen: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The ``chosen`` of the frames ``indices``, decoded, with the joints."""
-    place = {int(indices[u]): int(u) for u in chosen}
-    for index, frame in iter_frames(timeline, sorted(place)):
-        u = place[index]
+    """The frames ``indices[chosen]``, decoded, with the joints drawn."""
+    position = {int(indices[u]): int(u) for u in chosen}
+    for index, frame in iter_frames(timeline, sorted(position)):
+        u = position[index]
         if actor.seen[u]:
             joints = actor.joints[u].copy()
             joints[:, :2] *= frame.shape[1] / timeline.width
@@ -162,33 +162,33 @@ def _tile(frame: np.ndarray, height: int = STRIP_PX) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def write_film(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
-    """Write RGB frames (h, w, 3) uint8 as H.264, each at its time in seconds.
+def write_video(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
+    """Write RGB frames (H, W, 3) uint8 as an H.264 video; ``times_s``: times in seconds.
 
     PevlError when it cannot be written.
     """
-    with write_aside(path) as temporary:
-        with_ending = temporary.with_suffix(path.suffix)  # which decides the container
+    with atomic_write(path) as temporary:
+        with_suffix = temporary.with_suffix(path.suffix)  # the suffix decides the container
         try:
-            _encode(with_ending, frames, times_s)
-            with_ending.replace(temporary)
+            _encode(with_suffix, frames, times_s)
+            with_suffix.replace(temporary)
         except av.FFmpegError as error:
             raise PevlError(f"{path}: the video could not be written ({error}).") from error
         finally:
-            with_ending.unlink(missing_ok=True)
+            with_suffix.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], times_s: np.ndarray) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264")
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = FILM_CLOCK
+        stream.codec_context.time_base = VIDEO_TIME_BASE_S
         for i, frame in enumerate(frames):
             even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             if i == 0:
                 stream.height, stream.width = even.shape[:2]
-            picture = av.VideoFrame.from_ndarray(even, format="rgb24")
-            picture.pts = round((times_s[i] - times_s[0]) / FILM_CLOCK)
-            picture.time_base = FILM_CLOCK
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(even, format="rgb24")
+            image.pts = round((times_s[i] - times_s[0]) / VIDEO_TIME_BASE_S)
+            image.time_base = VIDEO_TIME_BASE_S
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))

@@ -1,4 +1,4 @@
-"""Answers and poses as text for other programs: JSON and CSV."""
+"""Answers and poses as JSON and CSV for other programs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pevl_cli.recognise import Answer
 
 
 def answers_json(answers: Sequence[Answer]) -> str:
-    """A JSON list of `Answer.as_dict` records."""
+    """JSON text: a list of `Answer.as_dict` records."""
     return json.dumps([a.as_dict() for a in answers], indent=2, ensure_ascii=False)
 
 
 def answers_csv(answers: Sequence[Answer]) -> str:
-    """CSV with a header and a line for each prediction, the best of a video first."""
+    """CSV text with a header and one line per prediction, the best of a video first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -42,15 +42,15 @@ def answers_csv(answers: Sequence[Answer]) -> str:
 
 
 def pose_record(
-    video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, places: np.ndarray
+    video: str, timeline: Timeline, actor: Actor, indices: np.ndarray, frame_of: np.ndarray
 ) -> dict[str, Any]:
-    """The JSON record of one video's T frames, joints in pixels of the upright video.
+    """The JSON record of T frames of a video; joints in px of the upright video.
 
-    ``indices`` (U,): the file's frames that the actor was looked for in; ``places`` (T,): which of
-    them each frame of the record is.
+    ``actor``: in U distinct frames, with the indices ``indices`` (U,) in the file; ``frame_of``
+    (T,): index of the distinct frame of each frame of the record.
     """
     frames = []
-    for u in places.tolist():
+    for u in frame_of.tolist():
         joints = actor.joints[u]
         frames.append(
             {
@@ -72,7 +72,7 @@ def pose_record(
 
 
 def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
-    """The same for stored poses; the frames' times are not known."""
+    """The same record for stored poses, in px; the times of the frames are unknown (None)."""
     frames = [
         {
             "index": t,
@@ -89,9 +89,9 @@ def stored_pose_record(stored: StoredPoses, actor: Actor) -> dict[str, Any]:
 
 
 def poses_csv(records: Sequence[dict[str, Any]]) -> str:
-    """Records of `pose_record` as CSV: one row a joint, in pixels of the video, upright.
+    """Records of `pose_record` as CSV: one row per joint, in px of the upright video.
 
-    A frame without the person has no row. ``bridged`` is yes where the joints were interpolated;
+    A frame without the actor has no rows. ``bridged`` is yes where the joints were interpolated;
     ``time_s`` is empty for stored poses.
     """
     out = io.StringIO()

@@ -1,1 +1,1 @@
-"""People in video frames: detection, tracks, the actor, skeletons, and files of poses."""
+"""People in video frames: detection, tracks, choice of the actor, skeletons, files of poses."""

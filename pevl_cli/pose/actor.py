@@ -1,4 +1,7 @@
-"""The actor of a clip: choice among tracks, the search in a source of frames, and the cache."""
+"""The actor of a clip: choice among tracks, detection in a source of frames, and the cache.
+
+The actor is the one person whose action is named.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pevl_cli.cache import cache_folder, file_digest, write_aside
+from pevl_cli.cache import atomic_write, cache_folder, file_digest
 from pevl_cli.errors import PevlError
 from pevl_cli.media.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
 from pevl_cli.pose.settings import PoseSettings
@@ -28,14 +31,14 @@ from pevl_cli.pose.tracks import (
     link_cost,
 )
 
-# Raised when tracks come out differently from the same detections, so that old entries are unused.
+# Part of each cache key; to be increased when the code changes the result for the same detections.
 CACHE_VERSION = 1
-CHAIN_COST = 0.1  # weight of the cost of a step from one tracklet to the next
-MAX_CHAIN_COST = 2.0  # of one step
-SURE_JOINT = 0.5  # score of a joint whose movement counts
-MIN_CUT_OUT_PX = 8
+CHAIN_COST = 0.1  # weight of the cost of linking two tracklets
+MAX_CHAIN_COST = 2.0  # maximum cost of linking two tracklets
+CONFIDENT_JOINT = 0.5  # minimum score of a joint whose movement is measured
+MIN_CROP_PX = 8
 
-# Numbered RGB pictures, long side in px -> number, picture, boxes (P, 5), joints (P, 17, 3).
+# (Numbered RGB images, long side in px) -> number, image, boxes (P, 5), joints (P, 17, 3).
 Detect = Callable[
     [Iterable[tuple[int, np.ndarray]], int],
     Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
@@ -46,11 +49,11 @@ Detect = Callable[
 class Actor:
     """The one person whose joints are used, in the U distinct frames of a clip."""
 
-    joints: np.ndarray  # (U, J, 3) float32: x_px, y_px, score; zeros where not seen
-    boxes: np.ndarray  # (U, 4) float32 x1 y1 x2 y2 in px; zeros where not seen
+    joints: np.ndarray  # (U, J, 3) float32: x_px, y_px, score; 0 where not seen
+    boxes: np.ndarray  # (U, 4) float32 x1 y1 x2 y2 in px; 0 where not seen
     seen: np.ndarray  # (U,) bool: detected, or interpolated between two detections
     bridged: np.ndarray  # (U,) bool: interpolated
-    people: int  # most people in one frame
+    people: int  # maximum number of people in one frame
     layout: str = "coco17"
 
     @property
@@ -64,20 +67,20 @@ class Actor:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames to search for people: read as often as needed, and never all at once.
+    """U frames in which people are detected; can be read several times, one frame at a time.
 
-    ``read``: places in 0 ... U-1 -> (place, (h, w, 3) uint8 RGB).
+    ``read``: positions in 0 ... U-1 -> (position, (h, w, 3) uint8 RGB).
     """
 
     times_s: np.ndarray  # (U,)
     width: int  # px of the frames as read
     height: int
-    scale: float  # pixels of the upright picture per pixel of the frames
+    scale: float  # px of the upright video per px of the frames
     read: Callable[[Sequence[int]], Iterator[tuple[int, np.ndarray]]]
 
     @classmethod
-    def of_clip(cls, clip: Clip) -> FrameSource:
-        """The distinct frames of a sampled clip."""
+    def from_clip(cls, clip: Clip) -> FrameSource:
+        """The U distinct frames of a sampled clip."""
         height, width = clip.frames.shape[1:3]
 
         def read(indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,29 +89,29 @@ class FrameSource:
         return cls(clip.times_s, width, height, clip.width / width, read)
 
     @classmethod
-    def of_video(cls, timeline: Timeline, indices: np.ndarray) -> FrameSource:
-        """The frames of a file with these indices, decoded on demand."""
+    def from_video(cls, timeline: Timeline, indices: np.ndarray) -> FrameSource:
+        """The frames ``indices`` (U,) of a video file, decoded when read."""
         scale = max(1.0, max(timeline.width, timeline.height) / MAX_SIDE_PX)
         width, height = round(timeline.width / scale), round(timeline.height / scale)
-        place = {int(index): u for u, index in enumerate(indices)}
+        position = {int(index): u for u, index in enumerate(indices)}
 
-        def read(places: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-            wanted = [int(indices[u]) for u in places]
-            return ((place[i], frame) for i, frame in iter_frames(timeline, wanted))
+        def read(positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            frame_indices = [int(indices[u]) for u in positions]
+            return ((position[i], frame) for i, frame in iter_frames(timeline, frame_indices))
 
         return cls(timeline.times_s[indices], width, height, scale, read)
 
 
 def choose_actor(tracks: list[Track], source: FrameSource) -> Track | None:
-    """The chain of tracklets, one after the other in time, with the highest score; None without.
+    """The chain of tracklets, in order of time, with the highest total score; None without tracks.
 
     The score of a tracklet is
 
-        sum over frames of confidence × box size × nearness to the picture's centre,
+        sum over frames of confidence × box size × nearness to the frame's centre,
 
-    times 1 + movement of the joints relative to the box (box sizes per second, at most 2). A step
-    from one tracklet to the next costs `CHAIN_COST` × the cost of linking their ends. Reason:
-    judges and crowd are small, at the side, or sit still, and the camera follows the actor.
+    times 1 + movement of the joints relative to the box (box sizes per second, at most 2). Each
+    link from one tracklet to the next subtracts `CHAIN_COST` × the link cost of their ends. Reason:
+    judges and spectators are small, at the side, or sit still, and the camera follows the actor.
     """
     tracks = sorted(tracks, key=lambda t: (t.frames[-1], t.frames[0]))
     scores = [_score(track, source) for track in tracks]
@@ -150,19 +153,22 @@ def _movement(track: Track, source: FrameSource) -> float:
     size = np.maximum(boxes[:, 2:4] - boxes[:, :2], 1).max(1)
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
     relative = (joints[..., :2] - centre[:, None]) / size[:, None, None]
-    sure = (joints[1:, :, 2] > SURE_JOINT) & (joints[:-1, :, 2] > SURE_JOINT)
+    confident = (joints[1:, :, 2] > CONFIDENT_JOINT) & (joints[:-1, :, 2] > CONFIDENT_JOINT)
     step = np.linalg.norm(np.diff(relative, axis=0), axis=-1)
     seconds = np.diff(source.times_s[track.frames])
     speed = step / np.clip(seconds, 1e-3, None)[:, None]
-    return float(speed[sure].mean()) if sure.any() else 0.0
+    return float(speed[confident].mean()) if confident.any() else 0.0
 
 
-# -- search ---------------------------------------------------------------------------------------
+# -- detection ------------------------------------------------------------------------------------
 
 
 def find_actor(detect: Detect, settings: PoseSettings, source: FrameSource) -> Actor:
-    """Detect people in all frames, link them, choose the actor, detect again where he or she is
-    lost or small, and interpolate short gaps. Joints and boxes in px of the upright picture."""
+    """Detect people in all frames, link them to tracks, and choose the actor.
+
+    Then detect again in frames where the actor is lost or small, and interpolate short gaps. Joints
+    and boxes are in px of the upright video.
+    """
     count = len(source.times_s)
     detections = _detect_all(detect, settings, source)
     chosen = choose_actor(link(detections), source)
@@ -203,10 +209,10 @@ def _detect_again(
     seen: np.ndarray,
     only_lost: bool = False,
 ) -> None:
-    """Search enlarged cut-outs for the actor: of all frames if small, else of those without.
+    """Detect the actor in enlarged crops of the frames where the actor is lost, or of all if small.
 
-    Where the actor is lost the cut-out is also rotated by 90, 180 and 270 degrees, because
-    detectors have learnt from few people upside down. Fills boxes, joints and seen in place.
+    Where the actor is lost, the crop is also rotated by 90, 180 and 270 degrees, because detectors
+    are trained on few people upside down. Fills boxes, joints and seen in place.
     """
     expected = interpolate(source.times_s, boxes, seen)
     side = np.maximum(expected[:, 2] - expected[:, 0], expected[:, 3] - expected[:, 1])
@@ -215,38 +221,38 @@ def _detect_again(
     first, last = np.flatnonzero(seen)[[0, -1]]
     was_seen = seen.copy()
     best = np.zeros(len(seen))
-    places: list[tuple[int, int, int, int, int, int]] = []
+    crops: list[tuple[int, int, int, int, int, int]] = []
 
-    def cut_outs() -> Iterator[tuple[int, np.ndarray]]:
+    def read_crops() -> Iterator[tuple[int, np.ndarray]]:
         for f, frame in source.read(np.flatnonzero(~was_seen | small).tolist()):
             reach = side[f] * (0.8 if was_seen[f] else 1.1)
             x, y = (expected[f, :2] + expected[f, 2:]) / 2
             left, top = int(max(x - reach, 0)), int(max(y - reach, 0))
-            cut = frame[top : int(y + reach) + 1, left : int(x + reach) + 1]
-            height, width = cut.shape[:2]
-            if min(height, width) < MIN_CUT_OUT_PX:
+            crop = frame[top : int(y + reach) + 1, left : int(x + reach) + 1]
+            height, width = crop.shape[:2]
+            if min(height, width) < MIN_CROP_PX:
                 continue
             for turns in (0,) if was_seen[f] else (0, 1, 2, 3):
-                places.append((f, turns, left, top, height, width))
-                yield len(places) - 1, np.rot90(cut, turns)
+                crops.append((f, turns, left, top, height, width))
+                yield len(crops) - 1, np.rot90(crop, turns)
 
-    for i, _, cut_boxes, cut_joints in detect(cut_outs(), settings.cut_out_px):
-        f, turns, left, top, height, width = places[i]
-        # Before the first and after the last detection the actor may be out of the picture.
-        least = 0.3 if was_seen[f] else (0.05 if first < f < last else 0.15)
-        for cut_box, cut_pose in zip(cut_boxes, cut_joints, strict=True):
-            box, pose = unrotate(cut_box, cut_pose, turns, height, width)
+    for i, _, crop_boxes, crop_joints in detect(read_crops(), settings.cut_out_px):
+        f, turns, left, top, height, width = crops[i]
+        # Before the first and after the last detection the actor may be outside the frame.
+        min_confidence = 0.3 if was_seen[f] else (0.05 if first < f < last else 0.15)
+        for crop_box, crop_pose in zip(crop_boxes, crop_joints, strict=True):
+            box, pose = unrotate(crop_box, crop_pose, turns, height, width)
             box[:4] += [left, top, left, top]
             pose[:, :2] += [left, top]
             similarity = box_similarity(box, expected[f])
             score = similarity * box[4]
-            fits = similarity > (0.5 if was_seen[f] else 0.25) and box[4] > least
+            fits = similarity > (0.5 if was_seen[f] else 0.25) and box[4] > min_confidence
             if fits and score > best[f]:
                 best[f], boxes[f], joints[f], seen[f] = score, box[:4], pose, True
 
 
 def _colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Histogram of hue and value in the box's inner half, (32,), sums to 1."""
+    """Histogram of hue and value (HSV) in the box's inner half, (32,), sums to 1."""
     x1, y1, x2, y2 = box[:4]
     dx, dy = (x2 - x1) / 4, (y2 - y1) / 4
     part = frame[int(max(y1 + dy, 0)) : int(y2 - dy) + 1, int(max(x1 + dx, 0)) : int(x2 - dx) + 1]
@@ -260,15 +266,20 @@ def _colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
 def unrotate(
     box: np.ndarray, joints: np.ndarray, turns: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Box (5,) and joints (J, 3) in ``np.rot90(picture, turns)`` -> the same in the picture.
+    """Box (5,) and joints (J, 3) in ``np.rot90(image, turns)`` -> the same in ``image``.
 
-    ``height`` and ``width`` in px: of the picture before the rotation.
+    ``height`` and ``width``: size of the image before the rotation, px.
     """
 
     def unrotated(points: np.ndarray) -> np.ndarray:
         x, y = points[..., 0], points[..., 1]
-        places = [(x, y), (width - 1 - y, x), (width - 1 - x, height - 1 - y), (y, height - 1 - x)]
-        return np.stack(places[turns], -1)
+        rotations = [
+            (x, y),
+            (width - 1 - y, x),
+            (width - 1 - x, height - 1 - y),
+            (y, height - 1 - x),
+        ]
+        return np.stack(rotations[turns], -1)
 
     corners = unrotated(box[:4].reshape(2, 2))
     box = np.concatenate([corners.min(0), corners.max(0), box[4:]])
@@ -279,8 +290,11 @@ def unrotate(
 
 
 def cache_entry(path: Path, indices: np.ndarray, weights: str, settings: PoseSettings) -> Path:
-    """The cache file of an actor: by the video's content, the frames (U,), the hash of the
-    detector's weights, and the settings."""
+    """The cache file of an actor.
+
+    Its key: the video's content, ``indices`` of the frames (U,), the hash of the detector's
+    ``weights``, and the settings.
+    """
     settings = replace(settings, batch=0)  # does not change the result
     key = hashlib.blake2b(digest_size=16)
     for part in (CACHE_VERSION, file_digest(path), weights, settings):
@@ -291,14 +305,14 @@ def cache_entry(path: Path, indices: np.ndarray, weights: str, settings: PoseSet
 
 
 def cached_actor(entry: Path, find: Callable[[], Actor]) -> Actor:
-    """The actor of a cache file; where it does not exist or is damaged, ``find`` and store it."""
+    """The actor in a cache file; if missing or damaged, call ``find`` and store the result."""
     damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
     with suppress(OSError, *damaged), np.load(entry, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("joints", "boxes", "seen", "bridged")}
         return Actor(**arrays, people=int(stored["people"]))
     actor = find()
-    # A cache that cannot be written costs time, and is no error.
-    with suppress(PevlError), write_aside(entry) as temporary, temporary.open("wb") as file:
+    # A cache that cannot be written is no error.
+    with suppress(PevlError), atomic_write(entry) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             joints=actor.joints,

@@ -1,4 +1,4 @@
-"""YOLO-pose networks: the only file that imports ultralytics, and that knows its side effects."""
+"""YOLO-pose networks. Only this file imports ultralytics; it also undoes its side effects."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from pevl_cli.hardware import choose_device
 from pevl_cli.media.video import Clip, Timeline
 from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, find_actor
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
-from pevl_cli.pose.safe_load import load_pt, make_real, passive_class
+from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
 from pevl_cli.pose.settings import BUNDLED_SETTINGS, PoseSettings
 from pevl_cli.weights import BUNDLED_WEIGHTS, find_weights
 
-MAX_PEOPLE = 20  # detections per picture
-# What ultralytics reads once, when it is imported.
-SWITCHES = {
+MAX_PEOPLE = 20  # maximum number of detections per image
+# Environment variables that ultralytics reads when it is imported.
+ULTRALYTICS_ENVIRONMENT = {
     "YOLO_AUTOINSTALL": "false",  # install nothing
     "YOLO_OFFLINE": "true",  # no online check, no analytics
     "YOLO_VERBOSE": "false",
 }
-# What YOLO-pose networks of versions 8, 11 and 26 are made of, all sizes.
+# Classes in YOLO-pose networks of versions 8, 11 and 26, all sizes.
 TORCH_CLASSES = (
     *("BatchNorm2d", "Conv2d", "Identity", "Linear", "MaxPool2d", "ModuleList", "Sequential"),
     *("SiLU", "Tanh", "Upsample"),
@@ -47,17 +47,17 @@ YOLO_CLASSES = {
         "SPPF",
     ),
     "conv": ("Concat", "Conv", "DWConv"),
-    "head": ("Detect", "Pose", "Pose26"),  # a Pose head of 8 and 11 names Detect's forward
+    "head": ("Detect", "Pose", "Pose26"),  # Pose heads of 8 and 11 refer to Detect.forward
 }
 _host_lock = threading.RLock()
 
 
 @contextmanager
-def _host_state_kept() -> Iterator[None]:
-    """Import from ultralytics inside this block: what the import changes is put back after it.
+def _preserve_host_state() -> Iterator[None]:
+    """Restore the state of the process that an import of ultralytics inside this block changes.
 
-    That is: environment variables, thread counts of torch and OpenCV, print options of torch and
-    numpy, filters of warnings, levels of loggers, and functions that ultralytics replaces.
+    Restores environment variables, thread counts of torch and OpenCV, print options of torch and
+    numpy, warning filters, log levels, and functions that ultralytics replaces.
     """
     from PIL import Image
 
@@ -69,9 +69,9 @@ def _host_state_kept() -> Iterator[None]:
         threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
         printing = torch._tensor_str.get_printoptions()
         levels = {n: logging.getLogger(n).level for n in ("coremltools", "sentry_sdk")}
-        functions = [(place, name, getattr(place, name)) for place, name in replaced]
-        os.environ.update(SWITCHES)
-        # Its settings file goes into our cache, and not into the user's home.
+        functions = [(module, name, getattr(module, name)) for module, name in replaced]
+        os.environ.update(ULTRALYTICS_ENVIRONMENT)
+        # ultralytics' settings file goes into pevl's cache, not into the user's home.
         os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder("ultralytics")))
         try:
             yield
@@ -88,35 +88,37 @@ def _host_state_kept() -> Iterator[None]:
             torch.set_printoptions(**printing)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
-            for place, name, function in functions:
-                setattr(place, name, function)
+            for module, name, function in functions:
+                setattr(module, name, function)
 
 
 def _import_ultralytics() -> None:
-    """The parts in use. Its classes make tensors, and the caller may build a model on "meta"."""
+    """Import the used parts, on the CPU: ultralytics creates tensors, and the caller's default
+    device may be "meta".
+    """
     with torch.device("cpu"):
-        import torchvision  # noqa: F401  # the predictor would import it, and with it much of torch
+        import torchvision  # noqa: F401  # otherwise the predictor imports it later
         import ultralytics.models.yolo.pose
         import ultralytics.nn.autobackend  # noqa: F401
 
 
 @cache
 def _allowed() -> dict[str, object]:
-    """What a weights file may ask for: full name -> what stands for it."""
+    """The classes and functions allowed in a weights file: full name -> replacement."""
     from ultralytics.nn import modules, tasks
 
     classes = [getattr(nn, name) for name in TORCH_CLASSES] + [tasks.PoseModel]
     allowed: dict[str, object] = {}
     for part, names in YOLO_CLASSES.items():
         classes += [getattr(getattr(modules, part), name) for name in names]
-        # Files of early versions name all classes without the part.
+        # Files of early versions name classes without the submodule.
         allowed |= {
             f"ultralytics.nn.modules.{name}": passive_class(getattr(modules, name))
             for name in names
             if hasattr(modules, name)
         }
     allowed |= {f"{c.__module__}.{c.__name__}": passive_class(c) for c in classes}
-    # Plain values beside the network: settings and figures of its training.
+    # Plain values in the file besides the network: settings and results of its training.
     for package in ("ultralytics.utils", "ultralytics.yolo.utils"):
         allowed[f"{package}.IterableSimpleNamespace"] = SimpleNamespace
     for module in ("pathlib", "pathlib._local"):
@@ -131,27 +133,27 @@ def _allowed() -> dict[str, object]:
 
 
 def _getattr(owner: object, name: object) -> None:
-    """Heads of versions 8 and 11 hold ``getattr(Detect, "forward")``, which nothing uses."""
+    """Allow ``getattr(Detect, "forward")`` only: heads of versions 8 and 11 contain it."""
     if not (getattr(owner, "__name__", None) == "Detect" and name == "forward"):
-        raise PevlError(f"it asks for the attribute '{name}' of {owner}, and is not read")
+        raise PevlError(f"it asks for the attribute '{name}' of {owner}; the file is not read")
 
 
 def load_network(path: Path) -> nn.Module:
     """A YOLO-pose network (ultralytics' ``PoseModel``) with the weights of a `.pt` file.
 
-    In evaluation mode, float32, on the CPU. Read by the safe loader: PevlError when the file is no
-    such network, is damaged, or asks for anything that such a network is not made of.
+    In evaluation mode, float32, on the CPU. Read by the safe loader. PevlError when the file is
+    not a YOLO-pose network, is damaged, or contains classes that such a network does not have.
     """
-    with _host_state_kept():
+    with _preserve_host_state():
         _import_ultralytics()
         from ultralytics.nn.tasks import PoseModel
 
         content = load_pt(path, _allowed())
         network = content.get("ema") or content.get("model") if isinstance(content, dict) else None
         if not isinstance(network, PoseModel):
-            raise PevlError(f"{path}: not a YOLO-pose weights file; it holds no pose network.")
+            raise PevlError(f"{path}: not a YOLO-pose weights file; it contains no pose network.")
         try:
-            make_real(network)
+            restore_classes(network)
             network = network.float().eval()
             for module in network.modules():
                 if hasattr(module, "inplace"):
@@ -166,20 +168,20 @@ def load_network(path: Path) -> nn.Module:
 
 
 def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
-    """Ultralytics' predictor on ``device``: a list of BGR pictures -> a list of its ``Results``.
+    """Ultralytics' predictor on ``device``: a list of BGR images -> a list of ``Results``.
 
-    It gets its network ready here: its own set-up would change torch's thread count and the
-    process's current GPU.
+    The network is set up here, because ultralytics' own set-up changes torch's thread count and the
+    current GPU.
     """
     network = load_network(path)
-    with _host_state_kept():
+    with _preserve_host_state():
         from ultralytics.models.yolo.pose import PosePredictor
         from ultralytics.nn.autobackend import AutoBackend
 
         settings = {"conf": confidence, "max_det": MAX_PEOPLE, "rect": True}
         quiet = {"mode": "predict", "save": False, "verbose": False}
         predictor = PosePredictor(overrides=settings | quiet)
-        predictor.callbacks.clear()  # they send usage figures
+        predictor.callbacks.clear()  # they send usage data
         try:
             predictor.model = AutoBackend(network, device=device, verbose=False).eval()
         except (AttributeError, TypeError, KeyError, ValueError) as error:
@@ -191,10 +193,10 @@ def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
 def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
     """The layers of a YOLO11n-pose network before its head, in evaluation mode.
 
-    With the weights of such a network's file, or initialised at random. Layer i: (N, C, h, w) of
-    the layer before -> (N, C', h', w').
+    ``weights``: file of such a network; None: random weights. Each layer maps the output (N, C, h,
+    w) of the previous layer to (N, C', h', w'). PevlError as in `load_network`.
     """
-    with _host_state_kept():
+    with _preserve_host_state():
         _import_ultralytics()
         from ultralytics.nn.tasks import parse_model
         from ultralytics.utils import ROOT, YAML
@@ -212,7 +214,7 @@ def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
 
 
 def _torch_device(name: str | None) -> torch.device:
-    """``name`` as torch's device; None is the current GPU if there is one, else the CPU.
+    """The torch device of a name; None: the current GPU, without a GPU the CPU.
 
     UsageError for a device that this computer does not have.
     """
@@ -225,11 +227,12 @@ def _torch_device(name: str | None) -> torch.device:
 
 
 class PoseDetector:
-    """A YOLO-pose network, loaded when first needed: pictures -> people -> a clip's actor.
+    """Detects people in images and the actor in clips with a YOLO-pose network.
 
-    ``weights``, ``settings`` and ``device`` None: see `find_weights`, `PoseSettings`, and the
-    current GPU or the CPU. Threads may share it; it can be pickled for other processes, which load
-    the network again. PevlError when named weights do not exist.
+    The network is loaded at the first use. ``weights`` None: see `find_weights`; ``settings`` None:
+    the defaults for these weights; ``device`` None: the current GPU, without a GPU the CPU. Threads
+    may share a detector; it can be pickled for other processes, which load the network again.
+    PevlError when named weights do not exist.
     """
 
     def __init__(
@@ -254,35 +257,35 @@ class PoseDetector:
         self._lock = threading.Lock()
 
     def digest(self) -> str:
-        """Hash of the weights file's content."""
+        """Hash of the weights file, 32 hexadecimal digits. OSError when it cannot be read."""
         if self._digest is None:
             self._digest = file_digest(self.weights)
         return self._digest
 
     def actor(self, clip: Clip, use_cache: bool = True) -> Actor:
-        """The actor in a clip's U distinct frames, from the pose cache if it is there."""
-        source = FrameSource.of_clip(clip)
+        """The actor in a clip's U distinct frames, from the pose cache if possible."""
+        source = FrameSource.from_clip(clip)
         if not use_cache:
             return self.find_actor(source)
         entry = cache_entry(clip.path, clip.indices, self.digest(), self.settings)
         return cached_actor(entry, lambda: self.find_actor(source))
 
     def actor_in_all(self, timeline: Timeline, indices: np.ndarray) -> Actor:
-        """The actor in the frames ``indices`` (U,) of a file, decoded one by one; cached too."""
+        """The actor in the frames ``indices`` (U,) of a file, decoded one by one; cached."""
         entry = cache_entry(timeline.path, indices, self.digest(), self.settings)
-        source = FrameSource.of_video(timeline, indices)
+        source = FrameSource.from_video(timeline, indices)
         return cached_actor(entry, lambda: self.find_actor(source))
 
     def find_actor(self, source: FrameSource) -> Actor:
-        """The actor in a source of frames, without the cache; see `pose.actor.find_actor`."""
+        """The actor in U frames, without the cache; see `pose.actor.find_actor`."""
         return find_actor(self.detect, self.settings, source)
 
     def detect(
         self, frames: Iterable[tuple[int, np.ndarray]], image_size_px: int
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Detect people in numbered pictures, (h, w, 3) uint8 RGB, scaled to ``image_size_px``.
+        """Detect people in numbered images, (h, w, 3) uint8 RGB, scaled to ``image_size_px``.
 
-        Yields for each: its number, the picture, boxes (P, 5) x1 y1 x2 y2 in px and confidence,
+        Yields for each: its number, the image, boxes (P, 5) x1 y1 x2 y2 in px and confidence,
         joints (P, 17, 3) x_px, y_px and score; P is at most `MAX_PEOPLE`.
         """
         frames = iter(frames)

@@ -1,6 +1,6 @@
-"""Files and folders of poses by other tools and by `pevl pose --store`: which kind, which clips.
+"""Read files and folders of poses, of other tools and of `pevl pose --store`.
 
-A clip is read when it is asked for; a pickle has to be read whole.
+A clip is read at its first use; only a pickle is read as a whole.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pevl_cli.cache import file_digest
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.pose.json_files import clip_name, read_json
 from pevl_cli.pose.pickles import read_pickle
-from pevl_cli.pose.skeletons import LAYOUTS, layout_of
+from pevl_cli.pose.skeletons import LAYOUTS, find_layout
 from pevl_cli.pose.store import npz_entries
-from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count
+from pevl_cli.pose.stored import FORMAT_ERRORS, StoredPoses, check_joint_count
 
 SUFFIXES = {".pkl", ".pickle", ".npz", ".json"}
 PICKLES = {".pkl", ".pickle"}
 
 
 class PoseStore:
-    """The poses of many clips, by the clips' names, each read when asked for."""
+    """The poses of many clips by name; each clip is read when `get` is called."""
 
     def __init__(
         self, source: Path, entries: dict[str, Callable[[], StoredPoses]], layout: str | None = None
     ) -> None:
         self.source = source
-        self.named_layout = layout  # as the caller named it
+        self.chosen_layout = layout  # None: by the number of joints
         self._entries, self._layout = entries, layout
         self._digest: str | None = None
-        last: dict[str, str | None] = {}  # last part of a name -> the name, None if not unique
+        last: dict[str, str | None] = {}  # last part of a name -> name; None if ambiguous
         for name in entries:
             key = name.rpartition("/")[2]
             last[key] = None if key in last else name
@@ -47,10 +47,11 @@ class PoseStore:
 
     @property
     def names(self) -> list[str]:
+        """The names of all clips."""
         return list(self._entries)
 
     def find(self, name: str) -> str | None:
-        """The name under which a clip is stored: its own, or one that differs by outer folders."""
+        """The stored name of a clip, which may differ in its outer folders; None if not stored."""
         rest = name
         while rest not in self._entries and "/" in rest:
             rest = rest.partition("/")[2]
@@ -60,20 +61,23 @@ class PoseStore:
         return other if other is not None and other.endswith(f"/{name}") else None
 
     def get(self, name: str) -> StoredPoses | None:
-        """A clip's poses, None if there are none; PevlError if they are damaged."""
+        """A clip's poses; None if not stored. PevlError if damaged."""
         entry = self.find(name)
         if entry is None:
             return None
         try:
             stored = self._entries[entry]()
-        except FORM_ERRORS as error:
+        except FORMAT_ERRORS as error:
             raise PevlError(f"{self.source}: '{name}' cannot be read ({error}).") from error
         if not len(stored.people):
             raise PevlError(f"{self.source}: '{name}' has no frames.")
         return stored
 
     def layout(self) -> str:
-        """The layout that was named, else that of the first clip with a person in it."""
+        """The layout of `read_poses`, otherwise the layout of the first clip with a person.
+
+        PevlError when no clip can be read.
+        """
         if self._layout is not None:
             return self._layout
         layout = None
@@ -89,7 +93,7 @@ class PoseStore:
         return layout
 
     def digest(self) -> str:
-        """Hash of a file's content, or of a folder's list of names, sizes and times."""
+        """Hash of a file's content; for a folder, of the names, sizes and times of its files."""
         if self._digest is None:
             if self.source.is_file():
                 content = file_digest(self.source)
@@ -102,10 +106,10 @@ class PoseStore:
 
 
 def read_poses(source: str | Path, layout: str | None = None) -> PoseStore:
-    """Poses of a PYSKL pickle, an array or a store (.npz), a JSON file, or a folder of these.
+    """Read poses from a PYSKL pickle, an .npz file, a JSON file, or a folder of these.
 
-    ``layout`` names the joints where the file does not; None: the layout of so many joints.
-    UsageError for an unknown layout, PevlError for what cannot be read.
+    ``layout``: a key of LAYOUTS, for files without a layout; None: by the number of joints.
+    UsageError for an unknown layout; PevlError for a source that cannot be read.
     """
     source = Path(source)
     if layout is not None and layout not in LAYOUTS:
@@ -119,8 +123,8 @@ def read_poses(source: str | Path, layout: str | None = None) -> PoseStore:
         for file in sorted(f for f in source.iterdir() if f.suffix in PICKLES):
             entries |= _pickle_entries(file, layout)
         for file in sorted(source.rglob("*.json")):
-            place = file.relative_to(source).parent
-            entries[(place / clip_name(file)).as_posix()] = partial(read_json, file, layout)
+            folder = file.relative_to(source).parent
+            entries[(folder / clip_name(file)).as_posix()] = partial(read_json, file, layout)
         if not entries:
             kinds = ", ".join(sorted(SUFFIXES))
             raise PevlError(f"{source}: no file with poses in this folder ({kinds}).")
@@ -133,7 +137,7 @@ def read_poses(source: str | Path, layout: str | None = None) -> PoseStore:
     if source.suffix in PICKLES:
         return PoseStore(source, _pickle_entries(source, layout), layout)
     raise PevlError(
-        f"{source}: not a file of poses; name a file ({', '.join(sorted(SUFFIXES))}) or a folder."
+        f"{source}: not a file of poses; give a file ({', '.join(sorted(SUFFIXES))}) or a folder."
     )
 
 
@@ -153,14 +157,15 @@ def _read_annotation(annotation: dict[str, Any], path: Path, layout: str | None)
     scores = np.ones(points.shape[:-1]) if scores is None else np.asarray(scores, np.float32)
     if scores.shape != points.shape[:-1]:
         raise PevlError(
-            f"{path}: '{name}' has keypoint_score {scores.shape} beside keypoint {points.shape}."
+            f"{path}: '{name}' has keypoint_score of shape {scores.shape} and keypoint of "
+            f"{points.shape}."
         )
     tracks = np.concatenate([points, scores[..., None]], -1)
     size = annotation.get("img_shape")
     height, width = (0, 0) if size is None else (int(v) for v in tuple(size)[:2])
     label = annotation.get("label")
-    layout = layout or layout_of(tracks.shape[2], path)
+    layout = layout or find_layout(tracks.shape[2], path)
     check_joint_count(tracks.shape[2], layout, f"{path}: '{name}'")
-    return StoredPoses.of_tracks(
+    return StoredPoses.from_tracks(
         name, tracks, layout, width, height, None if label is None else int(label)
     )

@@ -1,4 +1,4 @@
-"""Poses in JSON files of MMPose, Ultralytics, COCO's result form, and Toyota Smarthome."""
+"""Read poses in JSON files of MMPose, Ultralytics, COCO results, and Toyota Smarthome."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 
 from pevl_cli.errors import PevlError
-from pevl_cli.pose.skeletons import LAYOUTS, layout_of
-from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count, valid_joints
+from pevl_cli.pose.skeletons import LAYOUTS, find_layout
+from pevl_cli.pose.stored import FORMAT_ERRORS, StoredPoses, check_joint_count, valid_joints
 
-# What follows the clip's name in the name of a JSON file.
+# Endings of the names of JSON files, after the clip's name.
 CLIP_SUFFIX = re.compile(r"_pose3d$|_keypoints$|_predictions$")
 
 
 def clip_name(file: Path) -> str:
-    """The name of the clip whose poses a JSON file holds."""
+    """The name of the clip of a JSON file: the file's name without an ending of CLIP_SUFFIX."""
     return CLIP_SUFFIX.sub("", file.stem)
 
 
 def read_json(path: Path, layout: str | None = None) -> StoredPoses:
-    """One clip's poses. ``layout`` None: that of so many joints. PevlError for another content."""
+    """Read one clip's poses.
+
+    ``layout`` None: by the number of joints. PevlError for other content.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -32,7 +35,7 @@ def read_json(path: Path, layout: str | None = None) -> StoredPoses:
     try:
         if isinstance(content, dict) and "njts" in content:
             people, layout = _smarthome_people(content), layout or "smarthome13"
-            size = (640, 480)  # px, of all its cameras
+            size = (640, 480)  # px; the same for all cameras of the data set
         elif isinstance(content, dict) and "instance_info" in content:
             people = _mmpose_people(content["instance_info"])
         elif isinstance(content, list) and content and _has(content[0], "instances"):
@@ -42,22 +45,22 @@ def read_json(path: Path, layout: str | None = None) -> StoredPoses:
         elif isinstance(content, list):
             people = _ultralytics_people(content)
         else:
-            raise ValueError("its form is unknown")
+            raise ValueError("unknown format")
         joints = next((p.shape[1] for p in people if len(p)), 0)
         people = [
             valid_joints(p) if len(p) else np.zeros((0, joints, 3), np.float32) for p in people
         ]
         if len({p.shape[1] for p in people if len(p)}) > 1:
             raise ValueError("its frames have different numbers of joints")
-    except FORM_ERRORS as error:
+    except FORMAT_ERRORS as error:
         raise PevlError(
-            f"{path}: not poses as MMPose, Ultralytics, COCO's results or Toyota Smarthome write "
-            f"them ({error})."
+            f"{path}: not poses in a JSON format of MMPose, Ultralytics, COCO results or Toyota "
+            f"Smarthome ({error})."
         ) from error
     if not people:
-        raise PevlError(f"{path}: it holds no frame.")
+        raise PevlError(f"{path}: it contains no frame.")
     people = [p[(p[..., 2] > 0).any(-1)] for p in people]
-    layout = layout or (layout_of(joints, path) if joints else "coco17")
+    layout = layout or (find_layout(joints, path) if joints else "coco17")
     if joints:
         check_joint_count(joints, layout, str(path))
     else:
@@ -70,7 +73,7 @@ def _has(value: object, key: str) -> bool:
 
 
 def _smarthome_people(content: dict[str, Any]) -> list[np.ndarray]:
-    """Columns: x of all joints, then y of all; -1 is missing."""
+    """A person: x of all joints, then y of all joints; -1 = missing."""
     count, frames = int(content["njts"]), []
     for people in content["frames"]:
         points = [np.array(p["pose2d"], np.float32).reshape(2, count).T for p in people]
@@ -93,7 +96,7 @@ def _mmpose_people(content: list[dict[str, Any]]) -> list[np.ndarray]:
 def _ultralytics_people(content: list[Any]) -> list[np.ndarray]:
     """A frame: the output of `Results.to_json`, [{"keypoints": {"x", "y", "visible"}}]."""
     if content and isinstance(content[0], dict):
-        content = [content]  # of a single picture
+        content = [content]  # a single image
     frames = []
     for frame in content:
         listed = json.loads(frame) if isinstance(frame, str) else frame
@@ -106,7 +109,7 @@ def _ultralytics_people(content: list[Any]) -> list[np.ndarray]:
 
 
 def _coco_people(content: list[dict[str, Any]]) -> list[np.ndarray]:
-    """[{"image_id", "keypoints": x, y, score of each joint}]; frames by the number in their id."""
+    """[{"image_id", "keypoints": x, y, score per joint}]; frames sorted by number in the id."""
     by_frame: dict[tuple[int, str], list[np.ndarray]] = {}
     for person in content:
         name = str(person["image_id"])
@@ -117,7 +120,7 @@ def _coco_people(content: list[dict[str, Any]]) -> list[np.ndarray]:
         return []
     numbers = {key[0]: np.array(people) for key, people in by_frame.items()}
     if len(numbers) < len(by_frame):
-        raise ValueError("it holds frames of several videos; write one file for each clip")
+        raise ValueError("it contains frames of several videos; write one file per clip")
     # Frames without people are not listed.
     first, last = min(numbers), max(numbers)
     return [numbers.get(i, np.zeros((0, 0, 3))) for i in range(first, last + 1)]

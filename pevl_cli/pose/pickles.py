@@ -1,4 +1,4 @@
-"""Pickles of poses in the form of PYSKL and MMAction2, read and written as data only."""
+"""Read and write pickles of poses of PYSKL and MMAction2, as data only: no code is run."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError
 
-# Kinds of numbers and text that arrays may hold; objects and records could forge pointers.
+# Allowed dtype kinds: numbers and text. Arrays of objects or records could forge pointers.
 PLAIN_KINDS = "biufSU"
 
 
 class _DType:
-    """Stands in for numpy.dtype, whose state a forged pickle could set to anything."""
+    """Replaces numpy.dtype: a forged pickle could set a dtype's state to any value."""
 
     def __init__(self, name: str, align: object = False, copy: object = False) -> None:
         if not isinstance(name, str) or np.dtype(name).kind not in PLAIN_KINDS:
-            raise PevlError(f"it holds arrays of '{name}', which are not numbers")
+            raise PevlError(f"it contains arrays of '{name}', which are not numbers")
         self.real = np.dtype(name)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, subarray, names, fields, *_ = state
         if subarray is not None or names is not None or fields is not None:
-            raise PevlError("it holds arrays of records, which are not numbers")
+            raise PevlError("it contains arrays of records, which are not numbers")
         self.real = self.real.newbyteorder(order)
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before numpy sees it."""
+    """An array that checks a pickled state before numpy uses it."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran, data = state
         if not isinstance(dtype, _DType) or not isinstance(data, bytes):
-            raise PevlError("it holds an array of objects, which are not numbers")
+            raise PevlError("it contains an array of objects, which are not numbers")
         super().__setstate__((version, shape, dtype.real, fortran, data))
 
 
@@ -56,13 +56,13 @@ def _from_buffer(data: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, as pickles of protocol 2 hold them."""
+    """Bytes, which pickles of protocol 2 store as text."""
     return text.encode("latin1" if encoding == "latin1" else "ascii")
 
 
-# What a pickle of poses may ask for, and what stands for it; anything else could run code.
+# The classes and functions allowed in a pickle -> replacement; any other could run code.
 ALLOWED: dict[tuple[str, str], object] = {
-    ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _new_array
+    ("numpy", "ndarray"): "numpy.ndarray",  # only used as an argument of _new_array
     ("numpy", "dtype"): _DType,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -88,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """The annotations of a PYSKL pickle and its splits (name -> clip names).
 
-    Only numpy arrays and plain containers are read: PevlError names anything else in the file.
+    Only numpy arrays and plain containers are allowed: PevlError gives the name of anything else.
     """
     try:
         stat = path.stat()
@@ -97,7 +97,7 @@ def read_pickle(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=1)  # a data set of poses is read as a list of clips, and again as their poses
+@lru_cache(maxsize=1)  # a pickle is read twice: as a data set, and for its poses
 def _read(path: Path, _size: int, _time: int) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     try:
         with path.open("rb") as file:
@@ -109,7 +109,7 @@ def _read(path: Path, _size: int, _time: int) -> tuple[list[dict[str, Any]], dic
     try:
         return _checked(content, path)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise PevlError(f"{path}: not in PYSKL's form ({error}).") from error
+        raise PevlError(f"{path}: not in PYSKL's format ({error}).") from error
 
 
 def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -119,11 +119,11 @@ def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, 
         content = content["annotations"]
     if not isinstance(content, list) or not all(isinstance(a, dict) for a in content):
         raise PevlError(
-            f"{path}: not in PYSKL's form: a dict of 'split' and 'annotations', or a list of "
+            f"{path}: not in PYSKL's format: a dict of 'split' and 'annotations', or a list of "
             "annotations, is needed."
         )
     if not content:
-        raise PevlError(f"{path}: it holds no clip.")
+        raise PevlError(f"{path}: it contains no clip.")
     names = set()
     plain = []
     for i, annotation in enumerate(content):
@@ -146,10 +146,13 @@ def _checked(content: Any, path: Path) -> tuple[list[dict[str, Any]], dict[str, 
 def write_pickle(
     path: Path, annotations: Sequence[Mapping[str, Any]], splits: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write annotations, and the names (``frame_dir``) of each split's clips."""
+    """Write a PYSKL pickle: annotations, and per split the names (``frame_dir``) of its clips.
+
+    PevlError when it cannot be written.
+    """
     content = {
         "split": {name: list(clips) for name, clips in splits.items()},
         "annotations": [dict(a) for a in annotations],
     }
-    with write_aside(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=4)

@@ -1,4 +1,4 @@
-"""`.pt` files read by torch's safe loader: tensors, containers, and objects of listed classes."""
+"""Read `.pt` files with torch's safe loader: only tensors, containers, and listed classes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 
 from pevl_cli.errors import PevlError
 
-_registry_lock = threading.Lock()  # torch keeps one list of allowed classes for the process
+_registry_lock = threading.Lock()  # torch has one list of allowed classes per process
 
 
 def load_pt(path: Path, allowed: Mapping[str, object]) -> Any:
-    """The content of a `.pt` file, on the CPU. Nothing in the file is executed.
+    """The content of a `.pt` file, on the CPU. No code in the file is executed.
 
-    ``allowed``: full name of a class or function, as the file has it -> what stands for it. List
-    module classes by `passive_class`. PevlError names what else the file asks for, or says that
-    the file is damaged.
+    ``allowed``: full name of a class or function in the file -> its replacement; for module classes
+    the result of `passive_class`. PevlError for any other class (with its name), and for a damaged
+    file.
     """
     try:
         with _registry_lock, _only_allowed(allowed):
@@ -48,7 +48,7 @@ def load_pt(path: Path, allowed: Mapping[str, object]) -> Any:
 
 @contextmanager
 def _only_allowed(allowed: Mapping[str, object]) -> Iterator[None]:
-    """Torch's list of allowed classes, for this block ``allowed`` alone."""
+    """Inside this block, torch's list of allowed classes is ``allowed`` only."""
     before = get_safe_globals()
     clear_safe_globals()
     try:
@@ -61,20 +61,20 @@ def _only_allowed(allowed: Mapping[str, object]) -> Iterator[None]:
 
 @cache
 def passive_class(real: type) -> type:
-    """A subclass for loading, whose objects get their state from the file and no constructor call.
+    """A subclass of ``real`` for loading: its constructor raises PevlError.
 
-    The safe loader lets a file call every allowed class with arguments of the file's choice, and
-    some constructors download files or evaluate text (ultralytics' ``PoseModel``). Calling this
-    class raises PevlError. `make_real` turns loaded objects into those of the real class.
+    The safe loader lets a file call every allowed class with any arguments, and some constructors
+    download files or evaluate text (ultralytics' ``PoseModel``). Objects get their state from the
+    file without a constructor call. `restore_classes` gives loaded objects their real class.
     """
 
     def refuse(*_: object, **__: object) -> NoReturn:
-        raise PevlError(f"it calls {real.__module__}.{real.__name__}, and is not read")
+        raise PevlError(f"it calls {real.__module__}.{real.__name__}; the file is not read")
 
     return type(real.__name__, (real,), {"__init__": refuse, "real_class": real})
 
 
-def make_real(network: nn.Module) -> None:
+def restore_classes(network: nn.Module) -> None:
     """Give all modules of a loaded network their real class, in place."""
     for module in network.modules():
         module.__class__ = getattr(type(module), "real_class", type(module))

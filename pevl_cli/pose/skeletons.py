@@ -1,6 +1,6 @@
-"""Skeleton layouts: the joints of each pose source, and conversion between layouts by names.
+"""Skeleton layouts: the joints of each pose source, and conversion between layouts by joint names.
 
-Sources: COCO's 17 keypoints, the 13 of them without eyes and ears, Toyota Smarthome's joints
+Sources: COCO's 17 keypoints, 13 of them without eyes and ears, Toyota Smarthome's joints
 (LCRNet), and J-HMDB's puppet joints.
 """
 
@@ -15,7 +15,7 @@ from pevl_cli.errors import PevlError
 
 @dataclass(frozen=True)
 class Layout:
-    """A skeleton: the names of its joints in order, and the pairs that a drawing connects."""
+    """A skeleton: the names of its joints in order, and the pairs of joints that form its edges."""
 
     names: tuple[str, ...]
     edges: tuple[tuple[str, str], ...]
@@ -84,8 +84,8 @@ def to_layout(
     """Joints (…, J, 3) x, y, score of layout ``source`` -> (…, J', 3) of layout ``target``.
 
     Joints are matched by name. Nose, face and head replace each other; a neck is the middle of the
-    shoulders, a belly that of shoulders and hips. A joint that ``source`` lacks is all zero (not
-    visible) with ``allow_missing``, else PevlError lists both layouts.
+    shoulders, a belly the middle of shoulders and hips. A joint that ``source`` lacks is 0 (not
+    visible) with ``allow_missing``; otherwise PevlError lists both layouts.
     """
     if source == target:
         return joints
@@ -107,16 +107,16 @@ def to_layout(
                 f"{target} ({', '.join(LAYOUTS[target].names)})."
             )
         chosen = joints[..., [names.index(n) for n in parts], :]
-        # The score of a middle is the lowest score of its joints.
+        # The score of a middle point is the lowest score of its joints.
         middle = np.concatenate([chosen[..., :2].mean(-2), chosen[..., 2:].min(-2)], -1)
         columns.append(middle)
     return np.stack(columns, -2)
 
 
-def layout_of(count: int, where: object) -> str:
+def find_layout(count: int, where: object) -> str:
     """The first of `LAYOUTS` with ``count`` joints. PevlError if there is none."""
     for name, layout in LAYOUTS.items():
         if len(layout.names) == count:
             return name
     known = ", ".join(f"{n} ({len(k.names)})" for n, k in LAYOUTS.items())
-    raise PevlError(f"{where}: no known layout has {count} joints; known are {known}.")
+    raise PevlError(f"{where}: no known layout has {count} joints; known layouts: {known}.")

@@ -1,4 +1,4 @@
-"""Poses in `.npz` files: the stores that `pevl pose --store` writes, and arrays named "kpts"."""
+"""Read poses in `.npz` files: stores of `pevl pose --store`, and arrays named "kpts"."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from pevl_cli.errors import PevlError
-from pevl_cli.pose.skeletons import layout_of
-from pevl_cli.pose.stored import FORM_ERRORS, StoredPoses, check_joint_count
+from pevl_cli.pose.skeletons import find_layout
+from pevl_cli.pose.stored import FORMAT_ERRORS, StoredPoses, check_joint_count
 
 STORE_FACTS = "about.json"
 
 
 def npz_entries(path: Path, layout: str | None) -> dict[str, Callable[[], StoredPoses]]:
-    """The clips of an `.npz` file: name -> what reads its poses. PevlError for another content."""
+    """The clips of an `.npz` file: name -> function that reads the poses.
+
+    PevlError for other content.
+    """
     try:
         files = _open(path, path.stat().st_mtime_ns).namelist()
     except (OSError, zipfile.BadZipFile) as error:
@@ -32,7 +35,7 @@ def npz_entries(path: Path, layout: str | None) -> dict[str, Callable[[], Stored
     if "kpts.npy" in files:
         return {path.stem: partial(_read_array, path, layout)}
     raise PevlError(
-        f"{path}: it holds neither poses stored by `pevl pose --store` nor an array 'kpts'."
+        f"{path}: it contains neither poses of `pevl pose --store` nor an array 'kpts'."
     )
 
 
@@ -43,9 +46,9 @@ def _read_array(path: Path, layout: str | None) -> StoredPoses:
         raise PevlError(f"{path}: kpts has shape {joints.shape}, not (T, J, 2) or (T, J, 3).")
     if joints.shape[-1] == 2:
         joints = np.concatenate([joints, np.ones_like(joints[..., :1])], -1)
-    layout = layout or layout_of(joints.shape[1], path)
+    layout = layout or find_layout(joints.shape[1], path)
     check_joint_count(joints.shape[1], layout, str(path))
-    return StoredPoses.of_tracks(path.stem, joints[None], layout, 0, 0, None)
+    return StoredPoses.from_tracks(path.stem, joints[None], layout, 0, 0, None)
 
 
 @lru_cache(maxsize=8)
@@ -66,15 +69,15 @@ def _member(path: Path, name: str) -> np.ndarray:
 def _read_clip(path: Path, name: str) -> StoredPoses:
     joints, size = _member(path, f"{name}/joints"), _member(path, f"{name}/size")
     boxes = _member(path, f"{name}/boxes")
-    width, height, layout = int(size[0]), int(size[1]), store_facts(path)["layout"]
-    stored = StoredPoses.of_tracks(name, joints[None], layout, width, height, None)
+    width, height, layout = int(size[0]), int(size[1]), read_store_facts(path)["layout"]
+    stored = StoredPoses.from_tracks(name, joints[None], layout, width, height, None)
     return replace(stored, boxes=boxes)
 
 
-def store_facts(path: Path) -> dict[str, Any]:
-    """How a store was made: hash of the weights, settings, layout. PevlError when damaged."""
+def read_store_facts(path: Path) -> dict[str, Any]:
+    """The content of about.json: hash of the weights, settings, layout. PevlError when damaged."""
     try:
         facts: dict[str, Any] = json.loads(_open(path, path.stat().st_mtime_ns).read(STORE_FACTS))
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORM_ERRORS) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, *FORMAT_ERRORS) as error:
         raise PevlError(f"{path}: not a file that `pevl pose --store` wrote ({error}).") from error
     return facts

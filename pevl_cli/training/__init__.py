@@ -1,1 +1,1 @@
-"""Training: settings, the model to start from, the loop, and what a run leaves in its folder."""
+"""Training: settings, the initial model, the training loop, and the files of a run."""

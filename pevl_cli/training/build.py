@@ -1,7 +1,7 @@
-"""The one description of where the model to train comes from.
+"""The initial model of a training run.
 
-A checkpoint (`init`); or CLIP's weights below new adapters (`model.base` "clip"); or random weights
-(`model.base` "none"), with the bundled pose network in a pose stem.
+Its weights come from a checkpoint (`init`); or from CLIP, with new adapters (`model.base` "clip");
+or they are random (`model.base` "none"), with the bundled pose network in a pose stem.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pevl_cli.training.settings import TrainSettings, load_settings
 from pevl_cli.weights import BUNDLED_WEIGHTS
 
 DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
-# Which parts of a model do not come from the checkpoint that it starts from: the beginnings of
-# their weights' names, and when, by the new config and the checkpoint's.
+# Parts of a model that are not initialised from the checkpoint `init`: prefixes of the weights'
+# names, and the condition, a function of the new config and the checkpoint's config.
 NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], bool]], ...] = (
-    # Fixed classes: those of other labels are of no use.
+    # Class vectors belong to the checkpoint's labels.
     (("class_vectors",), lambda new, old: True),
-    # A stream that the checkpoint was trained without.
+    # A stream that the checkpoint does not have.
     (("video_adapters.", "p2v.", "v2p."), lambda new, old: new.video and not old.video),
     (
         ("pose_embedding.", "pose_adapters.", "p2v.", "v2p."),
@@ -46,9 +46,9 @@ NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], boo
 
 
 def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpoint.Base | None]:
-    """The model to train, on the CPU, and the CLIP weights it stands on, if any.
+    """The initial model, on the CPU, and its CLIP weights; None for a model without CLIP.
 
-    Seeds torch's global random generator with ``run.seed``. PevlError when weights cannot be had,
+    Seeds torch's global random generator with ``run.seed``. PevlError when weights cannot be loaded
     or do not fit the settings.
     """
     config = settings.model
@@ -68,7 +68,7 @@ def _from_clip(config: ModelConfig, clip: str | None) -> tuple[PeVL, checkpoint.
     source = clip or DEFAULT_CLIP.get(config.name)
     if source is None:
         raise PevlError(
-            f"model.base clip: config '{config.name}' has no usual CLIP weights; name some with "
+            f"model.base clip: config '{config.name}' has no default CLIP weights; give some with "
             "--clip, or set model.base=none and model.train_base=true."
         )
     weights, config, digest = load_clip(source, config)
@@ -86,11 +86,11 @@ def _from_checkpoint(
     old = start.config
     if config.base != old.base:
         raise PevlError(
-            f"{source}: has model.base={old.base}, not {config.base}; leave that option out."
+            f"{source}: has model.base={old.base}, not {config.base}; leave this option out."
         )
     if old.train_base and not config.train_base:
         raise PevlError(
-            f"{source}: its base was trained and is no longer CLIP's; leave model.train_base=true."
+            f"{source}: its base was trained and differs from CLIP; leave model.train_base=true."
         )
     model = PeVL(config)
     new_parts = tuple(
@@ -98,39 +98,46 @@ def _from_checkpoint(
     )
     if "visual.conv1." in new_parts:
         _fill_pose_stem(model)
-    taken = {name for name in model.state_dict() if not name.startswith(new_parts)}
+    kept = {name for name in model.state_dict() if not name.startswith(new_parts)}
     weights = start.state_dict()
-    _load(model, {name: weights[name] for name in taken & weights.keys()}, taken, str(source))
+    _load(model, {name: weights[name] for name in kept & weights.keys()}, kept, str(source))
     return model, facts.base
 
 
 def _load(model: PeVL, weights: dict[str, Tensor], expected: set[str], source: str) -> None:
-    """Put weights into a model; PevlError unless all that are expected are in it, and fit."""
+    """Load weights into a model.
+
+    PevlError when an ``expected`` weight is missing or does not fit.
+    """
     state = model.state_dict()
     for name in sorted(expected):
         if name not in weights or weights[name].shape != state[name].shape:
             raise PevlError(
-                f"{source}: cannot be started from with these settings, as weight '{name}' is "
-                "absent or of another size in it; leave the sizes of the model as they are."
+                f"{source}: these settings cannot be used with it: its weight '{name}' is missing "
+                "or has "
+                "another size; do not change the sizes of the model."
             )
     model.load_state_dict(state | weights, strict=True)
 
 
 def _fill_pose_stem(model: PeVL) -> None:
-    """The frozen layers of a pose stem are those of the bundled pose network."""
+    """Load the weights of the bundled pose network into the frozen layers of a pose stem."""
     if isinstance(model.visual.conv1, PoseStem):
         network = pose_network_layers(BUNDLED_WEIGHTS)
         model.visual.conv1.layers.load_state_dict(network.state_dict())
 
 
-def settings_for(
+def load_settings_with_init(
     config: str | Path | None,
-    given: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> TrainSettings:
-    """`load_settings`, with the model of the checkpoint that training starts from, if any."""
-    settings = load_settings(config, given, assignments)
+    """As `load_settings`, but with the model config of the checkpoint ``init``, if there is one.
+
+    PevlError when the checkpoint cannot be read.
+    """
+    settings = load_settings(config, overrides, assignments)
     if settings.init is None:
         return settings
     base = checkpoint.read_facts(checkpoint.find(settings.init)).model
-    return load_settings(config, given, assignments, base)
+    return load_settings(config, overrides, assignments, base)

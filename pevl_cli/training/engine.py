@@ -1,8 +1,8 @@
-"""Lightning Fabric, set up from the settings: device, processes, precision, tracker.
+"""Set up Lightning Fabric from the settings: device, processes, precision, tracker.
 
-Fabric was chosen over Accelerate because its gathering keeps gradients (the contrast needs the
-clips of all processes), it starts the processes of one machine itself, and it keeps no state
-outside its own object. Its log lines and warnings are left as the host process has them.
+Fabric, not Accelerate: its all_gather keeps gradients (the contrast needs the clips of all
+processes), it starts the processes of one machine, and it has no global state. Its log lines and
+warnings are not changed here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from pevl_cli.training.settings import TrainSettings
 
 
 def make_fabric(settings: TrainSettings) -> Fabric:
-    """The engine of a run, not launched yet.
+    """The Fabric object of a run, not launched yet.
 
-    Under torchrun the number of processes is torchrun's, else ``run.processes``. PevlError when
-    the precision, the processes or the tracker cannot be had on this machine.
+    The number of processes comes from torchrun if it started this process, otherwise from
+    ``run.processes``. PevlError when this machine does not support the precision, the number of
+    processes or the tracker. UsageError for an unknown device.
     """
     device = choose_device(settings.run.device)
     accelerator, _, index = device.partition(":")
@@ -41,7 +42,7 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     plugins: list[Any] = []
     if precision != "fp32":
         plugins.append(_Autocast("bf16-mixed" if precision == "bf16" else "16-mixed", accelerator))
-    if not torchrun:  # the variables of a cluster do not decide, only what was asked for
+    if not torchrun:  # ignore the environment variables of a cluster
         plugins.append(LightningEnvironment())
     return Fabric(
         accelerator=accelerator,
@@ -54,7 +55,7 @@ def make_fabric(settings: TrainSettings) -> Fabric:
 
 
 def _count_processes(settings: TrainSettings) -> tuple[int, int, bool]:
-    """Processes of this machine, of all machines, and whether torchrun started them."""
+    """Number of processes on this machine, on all machines, and whether torchrun started them."""
     torchrun = "LOCAL_WORLD_SIZE" in os.environ
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", settings.run.processes))
     world = int(os.environ.get("WORLD_SIZE", processes)) if torchrun else processes
@@ -64,8 +65,8 @@ def _count_processes(settings: TrainSettings) -> tuple[int, int, bool]:
 def _check_processes(settings: TrainSettings, accelerator: str, processes: int, world: int) -> None:
     if settings.optim.batch_size % world:
         raise PevlError(
-            f"optim.batch_size {settings.optim.batch_size} cannot be shared among {world} "
-            "processes evenly."
+            f"optim.batch_size {settings.optim.batch_size} cannot be shared evenly among {world} "
+            "processes."
         )
     gpus = torch.cuda.device_count()
     needs_gpus = accelerator == "cuda" or (settings.run.device == "auto" and processes > 1)
@@ -74,7 +75,7 @@ def _check_processes(settings: TrainSettings, accelerator: str, processes: int, 
 
 
 def training_precision(settings: TrainSettings) -> str:
-    """ "fp32", "bf16" or "fp16"; "auto" is bf16 where the hardware computes in it."""
+    """The precision "fp32", "bf16" or "fp16"; "auto" chooses bf16 if the hardware supports it."""
     if settings.run.precision != "auto":
         return settings.run.precision
     return "bf16" if has_bf16(choose_device(settings.run.device)) else "fp32"
@@ -83,7 +84,7 @@ def training_precision(settings: TrainSettings) -> str:
 def _make_tracker(name: str, folder: Path) -> Any:
     if name == "none":
         return None
-    session = time.strftime("%Y%m%d-%H%M%S")  # a continued run does not write over the first part
+    session = time.strftime("%Y%m%d-%H%M%S")  # so that a continued run keeps the earlier logs
     if name == "tensorboard":
         from lightning_fabric.loggers import TensorBoardLogger
 
@@ -97,7 +98,7 @@ def _make_tracker(name: str, folder: Path) -> Any:
 
         if name == "wandb":
             return loggers.WandbLogger(save_dir=folder, project="pevl", name=folder.name)
-        # MLflow no longer writes plain folders; another server is named by its own variable.
+        # A local database by default: MLflow no longer writes plain folders.
         server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         return loggers.MLFlowLogger("pevl", folder.name, server)
     except ImportError as error:
@@ -105,15 +106,15 @@ def _make_tracker(name: str, folder: Path) -> Any:
 
 
 class _Autocast(MixedPrecision):  # type: ignore[misc]
-    """Half precision for products only: coordinates go into the model in float32."""
+    """Mixed precision that leaves the model's input in float32, as coordinates need it."""
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """The attention kernel that trains fastest.
+    """A context with the fastest attention kernel for training.
 
-    On the CPU the backward pass of the fused kernel is slower than plain products of short rows.
+    On the CPU, the backward pass of the fused kernel is slower than plain matrix products.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

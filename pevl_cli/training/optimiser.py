@@ -1,4 +1,4 @@
-"""What the optimiser changes, how far, and in how many steps."""
+"""The optimiser, the learning rate schedule, and the number of steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pevl_cli.training.settings import OptimSettings, TrainSettings
 
 
 def make_optimiser(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over a model's trainable parameters.
+    """AdamW for a model's trainable parameters.
 
-    Only matrices decay: a decayed bias, norm or temperature is pulled from where it belongs.
+    Weight decay for matrices only, not for biases, norms and temperatures.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, object]] = [
@@ -23,7 +23,7 @@ def make_optimiser(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
 
 
 def steps_per_epoch(settings: TrainSettings, clips: int) -> int:
-    """Optimiser steps of an epoch over ``clips`` training clips, at least 1."""
+    """Number of optimiser steps in an epoch of ``clips`` training clips, at least 1."""
     optim = settings.optim
     return max(
         clips // (optim.batch_size * optim.accumulate), -(-optim.min_steps // optim.epochs), 1
@@ -31,7 +31,7 @@ def steps_per_epoch(settings: TrainSettings, clips: int) -> int:
 
 
 def make_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup_steps: int) -> LRScheduler:
-    """Learning rate over ``steps``: a linear rise over the warm-up, then a cosine down to 0."""
+    """Learning rate schedule over ``steps``: linear warm-up, then a cosine decay to 0."""
     warmup_steps = min(warmup_steps, max(steps - 1, 0))
     cosine = CosineAnnealingLR(optimiser, max(steps - warmup_steps, 1))
     if not warmup_steps:

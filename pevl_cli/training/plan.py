@@ -1,4 +1,4 @@
-"""What a training run will need, computed without running it."""
+"""Estimate the memory, disk space and steps of a training run without running it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pevl_cli.data.clips import GIGABYTE
+from pevl_cli.data.clips import GIBIBYTE
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
@@ -19,28 +19,29 @@ from pevl_cli.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run; memory is that of one process."""
+    """Sizes of a run. Memory is per process."""
 
     train_clips: int
     val_clips: int
     classes: int
     parameters: int
     tunable: int
-    steps: int  # of the optimiser, over all epochs
-    weight_bytes: int  # weights, gradients, moments of the optimiser, averaged weights
+    steps: int  # optimiser steps of all epochs
+    weight_bytes: int  # weights, gradients, optimiser moments, averaged weights
     activation_bytes: int  # kept for the backward pass, in float32
-    state_bytes: int  # on disk, the newest state and the one before it
-    checkpoint_bytes: int  # on disk, best and last
-    free_bytes: int
+    state_bytes: int  # on disk: newest and previous state
+    checkpoint_bytes: int  # on disk: best and last
+    free_bytes: int  # free disk space
 
     @property
     def memory_bytes(self) -> int:
+        """Memory for weights and activations, in bytes."""
         return self.weight_bytes + self.activation_bytes
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values to be read by people."""
+        """Names and values as text, for a table."""
         memory, weights, activations, disk, free = (
-            f"{count / GIGABYTE:.1f} GiB"
+            f"{count / GIBIBYTE:.1f} GiB"
             for count in (
                 self.memory_bytes,
                 self.weight_bytes,
@@ -64,13 +65,13 @@ class Plan:
 
 
 def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
-    """Parameters, memory, steps and disk of a run with these settings."""
+    """The sizes of a run with these settings."""
     with torch.device("meta"):
         model = PeVL(settings.model)
     parameters = list(model.parameters())
     tunable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    train_clips, val_clips = manifest.of("train"), manifest.of("val")
+    train_clips, val_clips = manifest.in_split("train"), manifest.in_split("val")
     count = len(train_clips)
     if settings.data.shots is not None:
         per_class: dict[str, int] = {}
@@ -102,10 +103,10 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
 
 
 def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = False) -> int:
-    """Bytes that autograd keeps of one forward pass of ``clips`` clips, in float32.
+    """Bytes that autograd saves in one forward pass of ``clips`` clips, in float32.
 
-    The pass runs on the meta device: autograd saves tensors as in training, and nothing is
-    computed. Label texts are left out: they are few beside the tokens of the clips.
+    The pass runs on the meta device: autograd saves tensors as in training, but nothing is
+    computed. Label texts are not counted: they need little memory compared with clips.
     """
     with torch.device("meta"):
         model = PeVL(config).train()
@@ -123,7 +124,7 @@ def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = Fals
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters and storage._cdata not in kept:
             kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # or its address would be used again
+            alive.append(tensor)  # otherwise a new tensor could get its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -133,7 +134,7 @@ def activation_bytes(config: ModelConfig, clips: int, checkpointing: bool = Fals
 
 
 def memory_hints(settings: TrainSettings, processes: int, precision: str) -> str:
-    """The message when the memory is too small: which options need less of it."""
+    """The error message for too little memory, with options that need less."""
     optim = settings.optim
     half = optim.batch_size // (2 * processes) * processes
     hints = []

@@ -1,4 +1,4 @@
-"""What training reports while it runs, and at its end."""
+"""Reports of training: events while it runs, and the result."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pevl_cli.metrics import Accuracy
 
 @dataclass(frozen=True)
 class Event:
-    """Where training stands, after a step or an epoch."""
+    """Progress of training after a step or an epoch."""
 
     stage: str  # "checking", "training", "validating"
-    done: int  # clips ("checking", "validating") or steps of the optimiser ("training")
+    done: int  # clips ("checking", "validating") or optimiser steps ("training")
     total: int
     epoch: int = 0  # from 1
     loss: float | None = None
     learning_rate: float | None = None
-    train_top1: float | None = None  # of this epoch so far, in [0, 1]
+    train_top1: float | None = None  # accuracy in this epoch so far, in [0, 1]
     wait: float | None = None  # share of the time spent waiting for clips, in [0, 1]
     val: Accuracy | None = None
 
@@ -29,12 +29,12 @@ Listener = Callable[[Event], None]
 
 
 def ignore_event(_: Event) -> None:
-    """The listener of a process that does not report."""
+    """A listener that does nothing."""
 
 
 @dataclass
 class Result:
-    """What a call of `train` did; epochs count from 1, and those of earlier calls count too."""
+    """Result of `train`. Epochs count from 1 and include those of earlier, interrupted calls."""
 
     folder: Path
     train_clips: int = 0
@@ -48,4 +48,4 @@ class Result:
     interrupted: bool = False
     stopped_early: bool = False
     left_out: list[LeftOut] = field(default_factory=list)
-    incomplete: str = ""  # how much of the data set is on disk, if not all
+    incomplete: str = ""  # available part of an incomplete data set; empty = complete

@@ -1,6 +1,6 @@
-"""Every option of a training run, in one validated tree: a preset, a YAML file, then the flags.
+"""All settings of a training run, validated; from a preset, a YAML file, and options.
 
-Imports neither torch nor rich, so that a mistyped option is refused before anything slow is loaded.
+Imports neither torch nor rich, so that a wrong option is rejected before slow imports.
 """
 
 from __future__ import annotations
@@ -22,43 +22,47 @@ from pevl_cli.model.config import CONFIGS, ModelConfig
 
 
 class OptimSettings(Section):
-    """How the weights are trained. The defaults are the paper's (Sec. 4.1) where it gives them:
-    epochs, batch size, learning rate, weight decay and warm-up."""
+    """Settings of the optimiser.
+
+    Epochs, batch size, learning rate, weight decay and warm-up are those of the paper (Sec. 4.1).
+    """
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(8, ge=2)  # clips contrasted with each other, over all processes
-    accumulate: int = Field(1, ge=1)  # batches a step of the optimiser
+    accumulate: int = Field(1, ge=1)  # batches per optimiser step
     lr: float = Field(8e-6, gt=0)  # the highest learning rate, at the end of the warm-up
-    weight_decay: float = Field(0.05, ge=0)  # of matrices only
-    warmup_epochs: float = Field(3.0, ge=0)  # of linear rise; a cosine down to 0 follows
-    min_steps: int = Field(150, ge=0)  # over all epochs: few clips are shown more often an epoch
-    ema_decay: float = Field(0.0, ge=0, lt=1)  # of averaged weights, which are tested; 0 = none
-    balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally often, 1 = classes equally often
-    clip_norm: float = Field(1.0, gt=0)  # longest gradient
-    patience: int = Field(0, ge=0)  # epochs without a better validation before stopping; 0 = never
+    weight_decay: float = Field(0.05, ge=0)  # for matrices only
+    warmup_epochs: float = Field(3.0, ge=0)  # linear rise, before a cosine decay to 0
+    min_steps: int = Field(
+        150, ge=0
+    )  # of all epochs: with few clips, each occurs several times per epoch
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # decay of the averaged weights; 0 = no averaging
+    balance: float = Field(0.0, ge=0, le=1)  # 0 = clips equally frequent, 1 = classes
+    clip_norm: float = Field(1.0, gt=0)  # maximum gradient norm
+    patience: int = Field(0, ge=0)  # epochs without improvement before stopping; 0 = never stop
 
 
 class RunSettings(Section):
-    """Where a run computes, and what it writes."""
+    """Settings of a run: its folder, device, processes, logs."""
 
-    out: Path | None = None  # its folder; None = runs/DATASET-CONFIG
+    out: Path | None = None  # folder of the run; None = runs/DATASET-CONFIG
     seed: int = Field(0, ge=0)
-    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N; auto = the first GPU, else the CPU
-    processes: int = Field(1, ge=1)  # GPUs of this machine, or processes on its CPU
-    precision: Precision = "auto"  # auto = bf16 where the hardware computes in it, else fp32
-    pose_weights: Path | None = None  # of the pose detector; None = the bundled ones
-    compile: bool = False  # by torch.compile; measured: slower on a CPU, see benchmarks/README.md
+    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N; auto = a GPU, otherwise the CPU
+    processes: int = Field(1, ge=1)  # number of GPUs, or of CPU processes, of this machine
+    precision: Precision = "auto"  # auto = bf16 if the hardware supports it, otherwise fp32
+    pose_weights: Path | None = None  # of the pose detector; None: see `find_weights`
+    compile: bool = False  # use torch.compile; slower on a CPU, see benchmarks/README.md
     checkpointing: bool = False  # recompute activations: less memory, about a third more time
     tracker: Tracker = "tensorboard"
-    save_minutes: float = Field(10.0, ge=0)  # between saved states within an epoch
+    save_minutes: float = Field(10.0, ge=0)  # minutes between saved states within an epoch
 
 
 class TrainSettings(Section):
-    """All options of a training run."""
+    """All settings of a training run."""
 
     model: ModelConfig
-    init: str | None = None  # checkpoint to start from: its folder, or a bundled one's name
-    clip: str | None = None  # weights of model.base clip: NAME:TAG of open_clip, or a file
+    init: str | None = None  # initial checkpoint: a folder, or a bundled name
+    clip: str | None = None  # CLIP weights: NAME:TAG of open_clip, or a file
     data: DataSettings
     optim: OptimSettings = OptimSettings()
     augment: Augmentation = Augmentation()
@@ -68,25 +72,25 @@ class TrainSettings(Section):
     def _parts_fit(self) -> TrainSettings:
         if self.optim.batch_size % self.run.processes:
             raise ValueError(
-                f"optim.batch_size {self.optim.batch_size} cannot be shared among "
-                f"{self.run.processes} processes evenly"
+                f"optim.batch_size {self.optim.batch_size} cannot be shared evenly among "
+                f"{self.run.processes} processes"
             )
         if self.clip is not None and self.init is None and self.model.base == "none":
             raise ValueError(
                 f"clip: a model with base 'none' ('{self.model.name}') takes no CLIP weights; "
-                "leave --clip out, or take --config vit-b-16"
+                "leave --clip out, or use --config vit-b-16"
             )
         return self
 
     @property
     def folder(self) -> Path:
-        """The folder of the run: `run.out`, or one named by data set and config."""
+        """The folder of the run: `run.out`, otherwise runs/DATASET-CONFIG."""
         named = known_name(self.data.dataset) if self.data.root is not None else None
         name = f"{named or self.data.dataset.resolve().stem}-{self.model.name}"
         return self.run.out or Path("runs") / name
 
 
-# What differs from the paper's recipe, by the name of the config.
+# Name of a config -> settings that differ from the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
     "mini": {
         "optim": {
@@ -112,11 +116,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 
-# Of a new `mini` that sees poses alone. Attention over joints overfits to the people of a few
-# hundred clips, and the maximum finds the moment that tells strokes apart: benchmarks/README.md.
+# Changes for a new pose-only `mini`. Attention over joints overfits to the people of a few hundred
+# clips, and the maximum finds the moment in which two strokes differ (benchmarks/README.md).
 POSE_ONLY = {"pose_layers": 0, "pose_pool": "max"}
 
-# Options of commit 4854232 and before, and what to write now; for this release.
+# Options of commit 4854232 and before -> new names (None = removed); for messages.
 OLD_NAMES = {
     "augment.joint_loss": "augment.joint_dropout",
     "augment.stream_loss": "augment.stream_dropout",
@@ -126,31 +130,32 @@ OLD_NAMES = {
     "model.video_temporal": None,
 }
 OLD_VALUES = {"model.stem=conv3d", "model.class_token=patches", "model.crop=actor"}
-OLD_COMMIT = "4854232"  # the last one that had them
+OLD_COMMIT = "4854232"  # the last commit with the old options
 
 
 def load_settings(
     config: str | Path | None = None,
-    given: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     base: ModelConfig | None = None,
 ) -> TrainSettings:
-    """Settings from a preset's name or a YAML file, ``given`` flags and ``KEY=VALUE`` assignments.
+    """Settings from a preset's name or a YAML file, ``overrides``, and KEY=VALUE ``assignments``.
 
-    Later ones win; keys are dotted: ``optim.lr``. ``base`` is the model to start from in place of
-    the named one (that of ``init``); without a name it is the preset of ``base``, else `mini`.
-    UsageError names what is unknown, with the nearest name, or what has a wrong value.
+    Later sources replace values of earlier ones. Keys are dotted: ``optim.lr``. ``config`` None:
+    the preset of ``base``, otherwise `mini`. ``base``: the model config of the checkpoint ``init``,
+    instead of the preset's. UsageError for an unknown option (with the nearest name) or a wrong
+    value.
     """
     default = base.name if base is not None else "mini"
     config = config or default
-    overrides = (
+    chosen: dict[str, Any] = (
         {"model": {"name": str(config)}} if str(config) in CONFIGS else _read_yaml(Path(config))
     )
-    for key, value in (given or {}).items():
-        _put(overrides, key, value)
+    for key, value in (overrides or {}).items():
+        _set_option(chosen, key, value)
     for assignment in assignments:
-        _put(overrides, *_parse_assignment(assignment))
-    model = overrides.get("model")
+        _set_option(chosen, *_parse_assignment(assignment))
+    model = chosen.get("model")
     name = model.get("name", default) if isinstance(model, dict) else default
     if base is None and name not in CONFIGS:
         raise UsageError(f"model.name '{name}': one of {', '.join(CONFIGS)} is needed.")
@@ -159,7 +164,7 @@ def load_settings(
     start = base or CONFIGS[name]
     if base is None and isinstance(model, dict) and model.get("video") is False:
         start = for_pose_only(start)
-    tree = _merged({"model": start.model_dump(), **PRESETS.get(start.name, {})}, overrides)
+    tree = _merge({"model": start.model_dump(), **PRESETS.get(start.name, {})}, chosen)
     try:
         return TrainSettings.model_validate(tree)
     except ValidationError as error:
@@ -177,7 +182,7 @@ def _parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def for_pose_only(config: ModelConfig) -> ModelConfig:
-    """The config of a new model that sees no video; options that were chosen are kept."""
+    """The config of a new pose-only model; fields that differ from the preset are kept."""
     changes: dict[str, object] = {"video": False}
     if config.name in PRESETS and config.pose_features == "body":
         preset = CONFIGS[config.name]
@@ -209,28 +214,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+def _set_option(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"{key}: '{section}' is no section.")
+            raise UsageError(f"{key}: '{section}' is not a section.")
         tree = inner
     tree[last] = value
 
 
-def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(below)
-    for key, value in above.items():
+def _merge(defaults: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(defaults)
+    for key, value in overrides.items():
         inner = out.get(key)
         out[key] = (
-            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+            _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
         )
     return out
 
 
 def _message(error: ValidationError) -> str:
-    """The first thing wrong, as one sentence."""
+    """The first error as one sentence."""
     first = error.errors()[0]
     path = [str(p) for p in first["loc"]]
     key = ".".join(path)
@@ -240,17 +245,17 @@ def _message(error: ValidationError) -> str:
         return f"{key} is needed."
     if f"{key}={first['input']}" in OLD_VALUES:
         return (
-            f"{key}={first['input']} was removed: nobody measured a gain by it. The last commit "
+            f"{key}={first['input']} was removed: it never improved a result. The last commit "
             f"that has it is {OLD_COMMIT}."
         )
     reason = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = f" ({given!r} was given)" if isinstance(given, str | int | float) else ""
+    value = first["input"]
+    shown = f" (the value is {value!r})" if isinstance(value, str | int | float) else ""
     return f"{key or 'settings'}: {reason[0].lower() + reason[1:]}{shown}."
 
 
 def _hint(key: str) -> str:
-    """What to write in place of an unknown option; ends the sentence."""
+    """The end of the message for an unknown option: its new or nearest name."""
     last = key.rpartition(".")[2]
     old = [name for name in OLD_NAMES if name == key or name.endswith(f".{key}")]
     if old:
@@ -258,14 +263,14 @@ def _hint(key: str) -> str:
         if new is None:
             return f" any more: it was removed. The last commit that has it is {OLD_COMMIT}."
         return f" any more: use {new}."
-    close = difflib.get_close_matches(key, known_keys(), 1, cutoff=0.5)
-    same = [name for name in known_keys() if name.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, option_names(), 1, cutoff=0.5)
+    same = [name for name in option_names() if name.rpartition(".")[2] == last]
     nearest = (same or close)[:1]
     return f". Did you mean {nearest[0]}?" if nearest else "."
 
 
-def known_keys() -> list[str]:
-    """All options, dotted."""
+def option_names() -> list[str]:
+    """The dotted names of all options."""
     keys = []
     for name, field in TrainSettings.model_fields.items():
         inner = field.annotation

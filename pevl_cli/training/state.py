@@ -1,4 +1,4 @@
-"""All that a continued run needs: saved whole, and checked key by key when it is loaded."""
+"""The state of a training run: saved as a whole, and checked key by key when it is loaded."""
 
 from __future__ import annotations
 
@@ -28,40 +28,42 @@ Conditions = dict[str, str | int | None]
 
 @dataclass
 class Progress:
-    """How far a run is; the loop moves it on."""
+    """Progress of a run; the training loop updates it."""
 
-    steps: int = 0  # of the optimiser
+    steps: int = 0  # optimiser steps
     epochs: int = 0  # completed
-    right: int = 0  # training clips of this epoch whose first answer was right
+    right: int = 0  # training clips of this epoch with a correct answer
     seen: int = 0  # training clips of this epoch
-    wait_s: float = 0.0  # spent waiting for clips
-    seconds: float = 0.0  # of training, earlier sessions included
+    wait_s: float = 0.0  # time spent waiting for clips
+    seconds: float = 0.0  # training time, including earlier sessions
     best_value: float = -1.0  # top-1 + mean class; -0.5 without validation, -1 before the first
     best_epoch: int = 0
-    gained_epoch: int = 0  # the last one that was better than all before it
+    gained_epoch: int = 0  # last epoch that improved the best value
     best: Accuracy | None = None
     last: Accuracy | None = None
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """A run at the end of a step. What is written is all of this but ``file``."""
+    """The state of a run after a step. All fields except ``file`` are saved."""
 
     settings: dict[str, str]  # `run_folder.fixed_settings`
     conditions: Conditions  # `run_conditions`
     model: dict[str, Tensor]  # `learned_weights`
-    averaged: dict[str, Tensor] | None  # `learned_weights` of the averaged model, if there is one
+    averaged: (
+        dict[str, Tensor] | None
+    )  # `learned_weights` of the averaged model; None = no averaging
     averaged_updates: int
     optimiser: dict[str, Any]
     schedule: dict[str, Any]
     precision: dict[str, Any]
-    prototypes: Tensor | None  # (C, e), of these very weights
+    prototypes: Tensor | None  # (C, e), computed with these weights
     calibration: Calibration | None  # fitted to the last validation
     progress: Progress
-    file: Path = Path()  # that it was read from
+    file: Path = Path()  # the file of a loaded state
 
     def save(self, folder: Path) -> None:
-        """Into a run's folder; PevlError when it cannot be written."""
+        """Save into a run's folder. PevlError when it cannot be written."""
         content = {name: getattr(self, name) for name in _names(TrainState)}
         content["progress"] = asdict(self.progress)
         if self.calibration is not None:
@@ -70,7 +72,7 @@ class TrainState:
 
     @classmethod
     def load(cls, folder: Path) -> TrainState:
-        """The newest state that can be read; PevlError when there is none, or it has other keys."""
+        """Load the newest readable state. PevlError when there is none, or its keys differ."""
         file, content = run_folder.load_state(folder)
         _check_names(file, "entry", _names(cls), content)
         progress = content["progress"]
@@ -84,77 +86,82 @@ class TrainState:
             try:
                 content["calibration"] = Calibration(**content["calibration"])
             except ValidationError as error:
-                raise _misfit(file, "its calibration has other entries") from error
+                raise _state_error(file, "its calibration has other entries") from error
         return cls(**content, file=file)
 
     def check_settings(self, settings: dict[str, str]) -> None:
-        """PevlError unless the settings that decide the weights are those of the state."""
+        """PevlError when a setting that determines the weights differs from the state's."""
         for key in sorted(self.settings.keys() | settings.keys()):
             before, now = self.settings.get(key), settings.get(key)
             if before != now:
                 raise PevlError(
                     f"{self.file.parent}: was started with {key} = {before}, not {now}; "
-                    "a run is continued with the settings it began with."
+                    "a run must be continued with the same settings."
                 )
 
     def check_conditions(self, conditions: Conditions) -> None:
-        """PevlError unless all else that decides the weights is as it was."""
-        for what in conditions | self.conditions:
-            before, now = self.conditions.get(what), conditions.get(what)
+        """PevlError when a condition (`run_conditions`) differs from the state's."""
+        for name in conditions | self.conditions:
+            before, now = self.conditions.get(name), conditions.get(name)
             if before != now:
                 raise PevlError(
-                    f"{self.file.parent}: cannot be continued, as {what} changed from {before} "
-                    f"to {now} since it began; start anew without --resume."
+                    f"{self.file.parent}: cannot be continued: {name} changed from {before} "
+                    f"to {now}; start a new run without --resume."
                 )
 
     def restore_model(self, model: PeVL) -> None:
-        """Put the learned weights into a model; PevlError unless they are exactly its own."""
+        """Load the learned weights into a model. PevlError when names, shapes or types differ."""
         _restore(model, self.model, self.file)
 
     def restore_averaged(self, model: PeVL) -> None:
         """As `restore_model`, for the averaged weights."""
         if self.averaged is None:
-            raise _misfit(self.file, "it has no averaged weights")
+            raise _state_error(self.file, "it has no averaged weights")
         _restore(model, self.averaged, self.file)
 
     def restore_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
-        """PevlError unless groups and moments are those of its parameters."""
+        """Load the optimiser's state.
+
+        PevlError when groups or moments do not fit its parameters.
+        """
         now = optimiser.state_dict()
         _check_names(self.file, "optimiser entry", now, self.optimiser)
-        places = [group["params"] for group in now["param_groups"]]
-        if [group["params"] for group in self.optimiser["param_groups"]] != places:
-            raise _misfit(self.file, "its optimiser has other parameters")
+        indices = [group["params"] for group in now["param_groups"]]
+        if [group["params"] for group in self.optimiser["param_groups"]] != indices:
+            raise _state_error(self.file, "its optimiser has other parameters")
         for group, stored in zip(now["param_groups"], self.optimiser["param_groups"], strict=True):
             _check_names(self.file, "optimiser entry", group, stored)
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        for place, moments in self.optimiser["state"].items():
+        for index, moments in self.optimiser["state"].items():
             _check_names(self.file, "optimiser entry", ("step", "exp_avg", "exp_avg_sq"), moments)
-            shape = parameters[place].shape
+            shape = parameters[index].shape
             if any(moments[name].shape != shape for name in ("exp_avg", "exp_avg_sq")):
-                raise _misfit(self.file, f"its optimiser has another shape of parameter {place}")
+                raise _state_error(
+                    self.file, f"its optimiser state for parameter {index} has another shape"
+                )
         optimiser.load_state_dict(self.optimiser)
 
     def restore_schedule(self, schedule: LRScheduler) -> None:
-        """PevlError unless its entries are those of the schedule."""
+        """Load the schedule's state. PevlError when its entries differ."""
         _check_names(self.file, "schedule entry", schedule.state_dict(), self.schedule)
         schedule.load_state_dict(self.schedule)
 
     def restore_precision(self, precision: Any) -> None:
-        """Of Fabric's ``precision``: the loss scale of fp16; nothing otherwise."""
+        """Load the state of Fabric's precision (the loss scale of fp16). PevlError as above."""
         _check_names(self.file, "precision entry", precision.state_dict(), self.precision)
         precision.load_state_dict(self.precision)
 
     def checked_prototypes(self, shape: tuple[int, int]) -> Tensor | None:
-        """The prototypes (C, e), if any; PevlError when they have another shape."""
+        """The prototypes (C, e) or None. PevlError when they have another shape."""
         if self.prototypes is not None and self.prototypes.shape != shape:
-            raise _misfit(self.file, "its prototypes have another shape")
+            raise _state_error(self.file, "its prototypes have another shape")
         return self.prototypes
 
 
 def run_conditions(
     clips: Clips, labels: LabelSet, epoch_steps: int, processes: int, precision: str, model: PeVL
 ) -> Conditions:
-    """All but the settings that decides the weights of a run."""
+    """Everything except settings that determines the weights of a run: name -> value."""
     digest = hashlib.blake2b(digest_size=8)
     for item, label in zip(clips.items, clips.labels, strict=True):
         digest.update(repr((item, label)).encode())
@@ -171,8 +178,10 @@ def run_conditions(
 
 
 def learned_weights(model: PeVL) -> dict[str, Tensor]:
-    """Trainable parameters and buffers; without what never changes: a frozen base, the layers of
-    the pose stem."""
+    """Trainable parameters and buffers: name -> tensor (…, n) of any shape.
+
+    Without weights that never change: a frozen base, the layers of the pose stem.
+    """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
@@ -182,7 +191,7 @@ def _restore(model: PeVL, weights: dict[str, Tensor], file: Path) -> None:
     _check_names(file, "weight", expected, weights)
     for name, value in expected.items():
         if weights[name].shape != value.shape or weights[name].dtype != value.dtype:
-            raise _misfit(file, f"weight '{name}' has another shape or type")
+            raise _state_error(file, f"weight '{name}' has another shape or type")
     model.load_state_dict(model.state_dict() | weights, strict=True)
 
 
@@ -194,16 +203,17 @@ def _check_names(
     file: Path, kind: str, expected: Iterable[str], stored: Mapping[str, Any] | Any
 ) -> None:
     if not isinstance(stored, Mapping):
-        raise _misfit(file, f"it is not made of {kind} names")
+        raise _state_error(file, f"its content is not a mapping of {kind} names")
     missing, unknown = set(expected) - stored.keys(), stored.keys() - set(expected)
     if missing:
-        raise _misfit(file, f"{kind} '{min(missing)}' is missing")
+        raise _state_error(file, f"{kind} '{min(missing)}' is missing")
     if unknown:
-        raise _misfit(file, f"{kind} '{min(map(str, unknown))}' is unknown")
+        raise _state_error(file, f"{kind} '{min(map(str, unknown))}' is unknown")
 
 
-def _misfit(file: Path, problem: str) -> PevlError:
+def _state_error(file: Path, problem: str) -> PevlError:
     return PevlError(
-        f"{file}: cannot be continued, as {problem}; the state was written by another version of "
-        "pevl, or is damaged: use the version that began the run, or start anew without --resume."
+        f"{file}: cannot be continued: {problem}; the state was written by another version of "
+        "pevl, "
+        "or is damaged. Use the version that began the run, or start a new run without --resume."
     )

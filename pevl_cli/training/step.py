@@ -1,4 +1,4 @@
-"""What one process computes of a training step."""
+"""The part of a training step that one process computes."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from pevl_cli.model.pevl import PeVL
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step of the optimiser, over all processes but for the waiting."""
+    """Result of one optimiser step, over all processes (except ``wait_s``)."""
 
     loss: float
-    right: int  # clips whose first answer was right
+    right: int  # clips with a correct answer
     clips: int
-    wait_s: float  # that this process waited for clips
+    wait_s: float  # time that this process waited for clips
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is contrasted with: C labels, each in one of its phrasings."""
+    """The texts that a batch is contrasted with: C labels, one phrasing each."""
 
     prompts: list[str]  # (C,)
-    classes: Tensor  # (C,) places of these labels in the label set
-    labels: Tensor  # (N,) the right one of each clip, as a place in ``prompts``
+    classes: Tensor  # (C,) indices of these labels in the label set
+    labels: Tensor  # (N,) index in ``prompts`` of each clip's true label
 
 
 class BatchLoss(nn.Module):
-    """Loss and S of a whole batch, of which this process holds a part.
+    """Loss and S of a batch that is divided among all processes.
 
-    A module, so that Fabric shares its gradients among the processes.
+    It is a module, so that Fabric sums its gradients over the processes.
     """
 
     def __init__(self, model: PeVL, fabric: Fabric) -> None:
         super().__init__()
         self.model = model
-        # In a function, so that it does not become a part of the module.
+        # As a function, so that Fabric does not become a submodule.
         self._gather: Callable[[Features], Features] = lambda part: gather_features(fabric, part)
 
     def forward(
@@ -54,9 +54,10 @@ class BatchLoss(nn.Module):
         classes: Tensor,
         labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and S (N, C) of all N clips; the first three are the part of this process.
+        """Loss (scalar) and S (N, C) of all N clips.
 
-        prompts, classes and labels: as in `Targets`, of the whole batch.
+        frames, joints, has_video: the part of this process; prompts, classes, labels: of the whole
+        batch, as in `Targets`.
         """
         texts = self.model.encode_text(prompts)
         if self.model.text is None:
@@ -65,7 +66,7 @@ class BatchLoss(nn.Module):
 
 
 def gather_features(fabric: Fabric, part: Features) -> Features:
-    """The features of all processes, in their order; gradients flow back to each."""
+    """The features of all processes, (N, …), in the order of processes; with gradients."""
     if fabric.world_size == 1:
         return part
     whole: dict[str, Tensor | None] = {}
@@ -85,9 +86,10 @@ def choose_targets(
     all_labels: bool,
     rng: np.random.Generator,
 ) -> Targets:
-    """Each label that the clips (N,) are contrasted with once, in a phrasing drawn by ``rng``.
+    """The texts for clips of the true labels ``classes`` (N,): one phrasing per label, by ``rng``.
 
-    ``all_labels``: the whole label set, else the labels of these clips (the paper's).
+    ``all_labels``: texts of the whole label set, otherwise only of the labels of these clips (as in
+    the paper).
     """
     if all_labels:
         distinct, labels = torch.arange(len(phrasings)), classes
@@ -98,9 +100,9 @@ def choose_targets(
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch's global generator by the step alone.
+    """Seed torch's global generator as a function of the step.
 
-    So a continued run draws the same dropout as an uninterrupted one.
+    So a continued run has the same dropout as an uninterrupted run.
     """
     key = (seed, epoch, step, rank)
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

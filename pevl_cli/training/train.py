@@ -1,6 +1,6 @@
-"""What one call of `pevl train` does: read the data, build the model, check the clips, train.
+"""Train a model from settings: read the data, build the model, check the clips, train.
 
-Progress goes to a callback and results come back as facts; nothing is printed.
+Reports progress to a callback and returns a `Result`; prints nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pevl_cli import __version__
-from pevl_cli.data.clips import GIGABYTE, Clips, LeftOut, write_left_out
+from pevl_cli.data.clips import GIBIBYTE, Clips, LeftOut, write_left_out
 from pevl_cli.data.dataset import read_data
 from pevl_cli.data.loader import worker_count, worker_errors
 from pevl_cli.data.manifest import Item, Manifest
@@ -33,13 +33,16 @@ from pevl_cli.training.settings import TrainSettings, for_pose_only
 from pevl_cli.training.state import TrainState
 from pevl_cli.training.trainer import Trainer
 
-# With `data.check` auto, at most so many clips are decoded before training begins.
-DECODED_AT_MOST = 2000
+# With `data.check` auto: clips are decoded before training if there are at most this many.
+MAX_DECODED_CLIPS = 2000
 
 
 @dataclass(frozen=True)
-class Source:
-    """What samples are made of. ``detector`` is None where poses are stored or not wanted."""
+class SampleSource:
+    """The sources of samples.
+
+    ``detector`` is None for stored poses, and for a model without pose.
+    """
 
     manifest: Manifest
     poses: PoseStore | None
@@ -53,23 +56,24 @@ def train(
     manifest: Manifest | None = None,
     poses: PoseStore | None = None,
 ) -> Result:
-    """Train a model and write `best/`, `last/` and the facts of the run into its folder.
+    """Train a model and write `best/`, `last/`, settings and metadata into the run's folder.
 
-    ``resume`` continues the run in that folder; ``manifest`` and ``poses`` are what the settings
-    name, if they were read before. KeyboardInterrupt ends training early and still leaves both
-    checkpoints. PevlError says why it cannot be done. Seeds torch's global random generator.
+    ``resume``: continue the run in that folder. ``manifest`` and ``poses``: the data set and stored
+    poses of the settings, if already read. KeyboardInterrupt ends training early; both checkpoints
+    are still written. PevlError when data, settings or folder do not allow training. Seeds torch's
+    global random generator.
     """
     manifest = manifest or read_data(settings.data, settings.run.seed)
-    poses = poses or stored_poses_of(settings, manifest)
+    poses = poses or read_stored_poses(settings, manifest)
     settings = adapt_settings(settings, manifest, poses)
-    source = Source(manifest, poses, _make_detector(settings, poses))
+    source = SampleSource(manifest, poses, _make_detector(settings, poses))
     folder = settings.folder
     try:  # before anything slow
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PevlError(f"{folder}: not a folder to write to ({error.strerror}).") from error
+        raise PevlError(f"{folder}: this folder cannot be created ({error.strerror}).") from error
     if resume and not run_folder.has_state(folder):
-        raise PevlError(f"{folder}: there is no run to continue in it (no {run_folder.STATE}).")
+        raise PevlError(f"{folder}: contains no run to continue (no {run_folder.STATE}).")
     model, base = make_model(settings, manifest.labels)
     fabric = make_fabric(settings)
     fabric.launch()
@@ -82,7 +86,7 @@ def train(
         trainer = Trainer(model, manifest.labels, settings, fabric, listener, base, facts)
         result = _fit(trainer, train_clips, val_clips, resume)
     except BaseException:
-        # The processes started for this run would wait for this one.
+        # Else the other processes of this run would wait forever.
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.terminate()
         raise
@@ -95,16 +99,16 @@ def _make_detector(settings: TrainSettings, poses: PoseStore | None) -> PoseDete
     if poses is not None or not (config.pose or config.crop != "full"):
         return None
     detector = PoseDetector(run.pose_weights, device=choose_device(run.device))
-    detector.digest()  # weights that cannot be had are one error, not one for each clip
+    detector.digest()  # raise one error for missing weights, not one per clip
     return detector
 
 
 def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -> Result:
-    """Continue the run in its folder or begin one, write its facts, and train."""
+    """Load the state or begin a new run, write its metadata, and train."""
     settings, fabric = trainer.settings, trainer.fabric
     state = None
     if resume:
-        with fabric.rank_zero_first(local=True):  # the first one renames a damaged state
+        with fabric.rank_zero_first(local=True):  # the first process may rename a damaged state
             state = TrainState.load(settings.folder)
         state.check_settings(run_folder.fixed_settings(settings))
         state.check_conditions(trainer.conditions(train_clips))
@@ -117,14 +121,17 @@ def _fit(trainer: Trainer, train_clips: Clips, val_clips: Clips, resume: bool) -
             return trainer.fit(train_clips, val_clips, state)
     except RuntimeError as error:
         full = isinstance(error, torch.OutOfMemoryError)
-        if not full and "allocate memory" not in str(error):  # the message of the CPU's allocator
+        if not full and "allocate memory" not in str(error):  # message of the CPU allocator
             raise
         hints = memory_hints(settings, fabric.world_size, trainer.precision)
         raise PevlError(hints) from error
 
 
-def stored_poses_of(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
-    """The stored poses that the settings name, else those that come with the data set."""
+def read_stored_poses(settings: TrainSettings, manifest: Manifest) -> PoseStore | None:
+    """The stored poses of the settings, otherwise those of the data set, otherwise None.
+
+    PevlError when they cannot be read.
+    """
     named = settings.data.poses
     source = named or (None if settings.run.pose_weights is not None else manifest.poses)
     if source is None or not settings.model.pose:
@@ -135,11 +142,11 @@ def stored_poses_of(settings: TrainSettings, manifest: Manifest) -> PoseStore | 
 def adapt_settings(
     settings: TrainSettings, manifest: Manifest, poses: PoseStore | None
 ) -> TrainSettings:
-    """Settings with a model for the data at hand.
+    """The settings with a model that fits the data.
 
-    Without video where no clip has one on disk, and with the layout of the stored poses where the
-    model's cannot be had from it. PevlError where neither videos nor poses are on disk, or a
-    checkpoint to start from does not fit the poses.
+    Without video if no video is on disk; with the layout of the stored poses if they cannot be
+    converted to the model's layout. PevlError when neither videos nor poses are on disk, or the
+    layout of the checkpoint ``init`` does not fit the poses.
     """
     config = settings.model
     if not manifest.has_videos:
@@ -164,37 +171,37 @@ def adapt_settings(
 
 
 def count_without_poses(items: Sequence[Item], poses: PoseStore | None) -> int:
-    """How many clips with a video on disk have no stored poses; 0 where none are stored."""
+    """Number of clips with a video but without stored poses; 0 if ``poses`` is None."""
     if poses is None:
         return 0
     return sum(item.on_disk and poses.find(item.name) is None for item in items)
 
 
 def readable_items(items: Sequence[Item], poses: PoseStore | None) -> list[Item]:
-    """Those with a video on disk, or stored poses."""
+    """The items with a video on disk or stored poses."""
     return [i for i in items if i.on_disk or (poses is not None and poses.find(i.name) is not None)]
 
 
 def _check_clips(
-    settings: TrainSettings, source: Source, fabric: Fabric, listener: Listener
+    settings: TrainSettings, source: SampleSource, fabric: Fabric, listener: Listener
 ) -> tuple[Clips, Clips, list[LeftOut]]:
-    """Training and validation clips, and those that cannot be read, which are left out."""
+    """The readable training and validation clips, and the unreadable clips."""
     data, manifest = settings.data, source.manifest
     splits = [
         Clips(
-            readable_items(manifest.of(split), source.poses),
+            readable_items(manifest.in_split(split), source.poses),
             manifest.labels.names,
             settings.model,
             source.detector,
-            data.cache_gb * GIGABYTE,
+            data.cache_gb * GIBIBYTE,
             source.poses,
         )
         for split in ("train", "val")
     ]
     total = sum(len(clips) for clips in splits)
-    decode = data.check == "decode" or (data.check == "auto" and total <= DECODED_AT_MOST)
+    decode = data.check == "decode" or (data.check == "auto" and total <= MAX_DECODED_CLIPS)
     left_out: list[LeftOut] = []
-    # One process of a machine decodes, the others read its entries in the cache.
+    # The first process of a machine decodes; the others then read the cache.
     with fabric.rank_zero_first(local=True):
         done = 0
         for clips in splits:
@@ -211,7 +218,7 @@ def _check_clips(
     if left_out and data.strict:
         raise PevlError(
             f"{manifest.source}: {len(left_out)} of {total} clips cannot be read, the first: "
-            f"{left_out[0].reason} All are in left_out.csv; without --strict they are left out."
+            f"{left_out[0].reason} left_out.csv lists all; without --strict they are left out."
         )
     if data.shots is not None:
         train_clips.keep_shots(data.shots, settings.run.seed)
@@ -226,12 +233,12 @@ def _check_clips(
 
 def _facts(
     settings: TrainSettings,
-    source: Source,
+    source: SampleSource,
     train_clips: Clips,
     val_clips: Clips,
     left_out: Sequence[LeftOut],
 ) -> dict[str, object]:
-    """What a checkpoint and run.json say of how it was trained."""
+    """The metadata of the training for the checkpoint and run.json."""
     manifest, poses, detector = source.manifest, source.poses, source.detector
     unreadable = {clip.item for clip in left_out}
     readable = [i for i in readable_items(manifest.items, poses) if i not in unreadable]

@@ -39,14 +39,14 @@ from pevl_cli.training.state import (
 from pevl_cli.training.step import BatchLoss, StepResult, choose_targets, seed_step
 from pevl_cli.training.validation import Validation, Validator
 
-VALIDATIONS = 30  # of a run without early stopping, about: often enough to choose, and cheap
+VALIDATIONS = 30  # approximate number of validations of a run without early stopping
 
 
 class Trainer:
-    """One model, its optimiser and schedule, and how far they are. It trains once.
+    """Trains one model: optimiser, schedule and progress. `fit` can be called once.
 
-    ``base`` and ``facts`` are stored with the checkpoints. Training seeds torch's global random
-    generator at each step.
+    ``base`` and ``facts`` are stored with the checkpoints. Each step seeds torch's global random
+    generator.
     """
 
     schedule: LRScheduler
@@ -68,7 +68,7 @@ class Trainer:
         self.phrasings = labels.phrasings
         self.fabric = fabric or make_fabric(settings)
         augmentation = settings.augment
-        if labels.names_a_side:  # a mirrored left kick is a right one
+        if labels.mentions_left_or_right:  # a mirrored left kick is a right kick
             augmentation = augmentation.model_copy(update={"mirror": False})
         if not (model.config.video and model.config.pose):
             augmentation = augmentation.model_copy(update={"stream_dropout": 0.0})
@@ -93,13 +93,15 @@ class Trainer:
         self.validator = Validator(labels, self.fabric, self.test_precision)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
-        self.prototypes: Tensor | None = None  # of the present weights; None: not computed
-        self._validation: Validation | None = None  # the last one, until prototypes are added
+        self.prototypes: Tensor | None = None  # (C, e) of the current weights; None: not computed
+        self._validation: Validation | None = (
+            None  # the last validation, until prototypes are added
+        )
         self._resumed_s = self._started_s = self._saved_s = 0.0
 
     @property
     def tested_model(self) -> PeVL:
-        """The averaged model where there is one, else the model itself."""
+        """The averaged model if there is one, otherwise the model."""
         if self.averaged is None:
             return self.model
         averaged = self.averaged.module
@@ -107,26 +109,26 @@ class Trainer:
         return averaged
 
     def test_precision(self) -> AbstractContextManager[None]:
-        """A base held in bf16 is tested in bf16; all else in float32, as it will be used."""
+        """The precision of validation: bf16 if the base is stored in bf16, otherwise float32."""
         return self.fabric.autocast() if self._base_in_bf16 else nullcontext()
 
     def conditions(self, clips: Clips) -> Conditions:
-        """What has to be as it was when a run on these clips is continued."""
+        """The conditions that must be the same when a run on these clips is continued."""
         steps, world = steps_per_epoch(self.settings, len(clips)), self.fabric.world_size
         return run_conditions(clips, self.labels, steps, world, self.precision, self.model)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def fit(self, train_clips: Clips, val_clips: Clips, state: TrainState | None = None) -> Result:
-        """Train to the end of the schedule, or until `optim.patience` epochs brought no gain.
+        """Train to the end of the schedule, or until `optim.patience` epochs without improvement.
 
-        Continues from ``state``, if one is given. Writes the state and the checkpoints best/ and
-        last/ into the run's folder; KeyboardInterrupt ends training early and leaves both.
-        PevlError when the state does not fit, and when the loss is no longer finite.
+        ``state``: continue from it. Writes the state and the checkpoints best/ and last/ into the
+        run's folder; KeyboardInterrupt ends training early, and both are still written. PevlError
+        when the state does not fit, and when the loss is not finite.
         """
         optim, progress = self.settings.optim, self.progress
         if optim.patience and not len(val_clips):
-            raise PevlError("optim.patience needs validation clips, and there are none.")
+            raise PevlError("optim.patience needs validation clips, but there are none.")
         self._conditions = self.conditions(train_clips)
         self.epoch_steps = steps_per_epoch(self.settings, len(train_clips))
         total = self.epoch_steps * optim.epochs
@@ -139,11 +141,11 @@ class Trainer:
         plan = self._batch_plan(train_clips)
         batches = self._batches(train_clips, plan)
         if state is None:
-            self._save_state()  # an interrupted first epoch can be continued
+            self._save_state()  # so that an interrupted first epoch can be continued
         interrupted = stopped_early = False
         try:
             while progress.steps < total and not stopped_early:
-                # Asked before an epoch, so that a run that stopped stops again when continued.
+                # Checked before an epoch, so that a stopped run also stops when it is continued.
                 stopped_early = self._patience_is_over()
                 if stopped_early:
                     self._add_prototypes(train_clips)
@@ -168,7 +170,7 @@ class Trainer:
         return progress.epochs - progress.gained_epoch >= patience
 
     def _train_epoch(self, batches: Iterator[Batch], plan: BatchPlan) -> None:
-        """The steps that are left of an epoch; the state is saved on the way as often as asked."""
+        """Train the remaining steps of an epoch; save the state every `run.save_minutes`."""
         progress = self.progress
         finished, first = divmod(progress.steps, self.epoch_steps)
         if not first:
@@ -186,9 +188,10 @@ class Trainer:
                 self._save_state()
 
     def step(self, batches: Iterator[Batch], plan: BatchPlan, epoch: int, index: int) -> StepResult:
-        """One step of the optimiser, over `optim.accumulate` batches: step ``index`` of ``epoch``.
+        """One optimiser step over `optim.accumulate` batches: step ``index`` of ``epoch``.
 
-        ``batches`` gives the part of this process, ``plan`` says which clips all processes show.
+        ``batches``: the batches of this process; ``plan``: the clips of all processes. PevlError
+        when the loss is not finite.
         """
         optim, fabric, config = self.settings.optim, self.fabric, self.model.config
         self.batch_loss.train()
@@ -197,15 +200,15 @@ class Trainer:
         rng = np.random.default_rng([self.settings.run.seed, epoch, index])
         total, wait_s, right, clips = 0.0, 0.0, 0, 0
         for part in range(optim.accumulate):
-            asked_s = time.monotonic()
+            start_s = time.monotonic()
             batch = next(batches).to(fabric.device)
-            wait_s += time.monotonic() - asked_s
-            shown = plan.batch(epoch, index * optim.accumulate + part)
-            classes = torch.tensor([plan.labels[showing.clip] for showing in shown])
+            wait_s += time.monotonic() - start_s
+            showings = plan.batch(epoch, index * optim.accumulate + part)
+            classes = torch.tensor([plan.labels[showing.clip] for showing in showings])
             targets = choose_targets(classes, self.phrasings, config.contrast == "labels", rng)
-            more = part < optim.accumulate - 1
+            not_last = part < optim.accumulate - 1
             with (
-                fabric.no_backward_sync(self.batch_loss, enabled=more),
+                fabric.no_backward_sync(self.batch_loss, enabled=not_last),
                 attention_kernel(fabric.device),
             ):
                 loss, similarity = self.batch_loss(
@@ -250,7 +253,7 @@ class Trainer:
             self.fabric.log_dict({f"train/{k}": v for k, v in facts.items()}, step=done)
 
     def _end_epoch(self, train_clips: Clips, val_clips: Clips) -> None:
-        """Validate, if it is time; keep the checkpoint if it is the best so far."""
+        """Validate every few epochs; save the checkpoint if it is the best so far."""
         optim, progress = self.settings.optim, self.progress
         epoch = progress.epochs = progress.steps // self.epoch_steps
         every = 1 if optim.patience else max(optim.epochs // VALIDATIONS, 1)
@@ -272,7 +275,7 @@ class Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def validate(self, clips: Clips, epoch: int) -> Accuracy | None:
-        """Test and calibrate; None when there are no clips that can be read."""
+        """Accuracy on ``clips``; also fits the calibration. None when no clip is readable."""
         self._validation = validation = self.validator.test(self.tested_model, clips)
         if validation is None:
             return None
@@ -285,7 +288,7 @@ class Trainer:
         return accuracy
 
     def _add_prototypes(self, train_clips: Clips) -> None:
-        """Prototypes of the tested weights, and the calibration anew with them."""
+        """Compute prototypes with the tested weights, and fit the calibration again with them."""
         validation, self._validation = self._validation, None
         if validation is None or validation.similarities.video_features is None:
             return
@@ -297,7 +300,7 @@ class Trainer:
     # -- clips ----------------------------------------------------------------------------------
 
     def _batch_plan(self, clips: Clips) -> BatchPlan:
-        """From the present step to the end."""
+        """The batches from the current step to the end."""
         optim = self.settings.optim
         plan = BatchPlan(
             clips.labels,
@@ -319,7 +322,7 @@ class Trainer:
     # -- what is stored -------------------------------------------------------------------------
 
     def _seconds(self) -> float:
-        """Of training so far, earlier sessions included."""
+        """Training time in seconds, including earlier sessions."""
         return self._resumed_s + time.monotonic() - self._started_s
 
     def _save_state(self) -> None:
@@ -342,7 +345,7 @@ class Trainer:
         self._saved_s = time.monotonic()
 
     def _restore(self, state: TrainState) -> None:
-        """After the schedule is made, which sets the learning rate."""
+        """Load a state; must be called after `make_schedule`, which sets the learning rate."""
         state.restore_model(self.model)
         if self.averaged is not None:
             state.restore_averaged(self.tested_model)
@@ -367,12 +370,12 @@ class Trainer:
             "val_mean_class": None if last is None else round(last.mean_class, 4),
         }
         calibration = self.calibration
-        if calibration is not None and self.prototypes is None:  # trained on since
+        if calibration is not None and self.prototypes is None:  # trained since the fit
             calibration = calibration.model_copy(update={"prototype": None})
         weights = model.state_dict()
         if self.prototypes is not None:
             weights["prototypes"] = self.prototypes
-        facts = checkpoint.facts_of(model.config, self.labels, self.base, training, calibration)
+        facts = checkpoint.make_facts(model.config, self.labels, self.base, training, calibration)
         checkpoint.save(self.settings.folder / name, weights, facts)
 
     def _result(
@@ -395,7 +398,7 @@ class Trainer:
 
 
 def _cast_frozen_matrices(model: nn.Module, dtype: torch.dtype) -> None:
-    """Frozen matrices need no more than the precision they are used in."""
+    """Convert frozen matrices to the precision that they are used in."""
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype)

@@ -1,4 +1,4 @@
-"""Validation clips, shared among the processes: accuracy, prototypes, calibration."""
+"""Validation, divided among the processes: accuracy, prototypes, calibration."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from pevl_cli.model.features import Texts
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities
 
-# Training clips of each label that its prototype is the mean of, at most; all together about as
-# many as are validated, so that it takes no longer.
+# Maximum number of training clips per label for its prototype; in total about the number of
+# validation clips, so that prototypes do not take longer than the validation.
 PROTOTYPE_CLIPS = 8
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How N validation clips match the labels."""
+    """Similarities of N validation clips with the labels, and the accuracy."""
 
     accuracy: Accuracy
     similarities: Similarities
-    labels: list[int]  # (N,) the right ones
+    labels: list[int]  # (N,) indices of the true labels
 
     def calibrate(self, prototypes: Tensor | None = None) -> Calibration:
-        """Fitted to these clips; ``prototypes`` (C, e) are those of the labels."""
+        """Fit a calibration to these clips; ``prototypes`` (C, e) of the labels or None."""
         near = self.similarities.prototype_similarity(prototypes)
         return fit_calibration(self.similarities.values, self.labels, "val", near)
 
 
 class Validator:
-    """Matches clips with one label set; each of the processes takes every ``world_size``-th."""
+    """Matches clips with one label set; each process takes every ``world_size``-th clip."""
 
     def __init__(
         self,
@@ -62,17 +62,20 @@ class Validator:
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
-        """Clips that can no longer be read are left out; None when none can."""
+        """Validate a model on clips.
+
+        Unreadable clips are left out; None when all are unreadable.
+        """
         if not len(clips):
             return None
         model.eval()
         with self.precision():
             texts = encode_labels(model, self.labels)
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        # All processes take as many, so some take the last clip a second time.
+        # All processes take the same number, so some take the last clip twice.
         count = -(-len(clips) // world)
-        places = [min(rank + i * world, len(clips) - 1) for i in range(count)]
-        part = self._match(model, texts, clips, places)
+        indices = [min(rank + i * world, len(clips) - 1) for i in range(count)]
+        part = self._match(model, texts, clips, indices)
         values, video = part.values, part.video_features
         assert video is not None
         if world > 1:
@@ -81,21 +84,21 @@ class Validator:
         if not readable.any():
             return None
         pairs = zip(clips.labels, readable.tolist(), strict=True)
-        right = [label for label, read in pairs if read]
+        true = [label for label, is_readable in pairs if is_readable]
         values = values[readable]
         return Validation(
-            accuracy(values, right, self.labels.names),
+            accuracy(values, true, self.labels.names),
             Similarities(values, video[readable] if model.config.video else None),
-            right,
+            true,
         )
 
-    def _match(self, model: PeVL, texts: Texts, clips: Clips, places: list[int]) -> Similarities:
-        """One row for each place, of NaN where the clip cannot be read or has no video."""
+    def _match(self, model: PeVL, texts: Texts, clips: Clips, indices: list[int]) -> Similarities:
+        """One row per index; NaN for a clip that is unreadable or has no video."""
         kinds = len(model.config.used_similarities)
         flip = flips_at_test(model, self.labels)
-        values = torch.full((len(places), kinds, len(self.labels)), torch.nan)
-        video = torch.full((len(places), model.config.embed_dim), torch.nan)
-        rows = enumerate(Loader(clips.__getitem__, places))
+        values = torch.full((len(indices), kinds, len(self.labels)), torch.nan)
+        video = torch.full((len(indices), model.config.embed_dim), torch.nan)
+        rows = enumerate(Loader(clips.__getitem__, indices))
         while group := list(islice(rows, BATCH)):
             samples = {row: sample for row, sample in group if isinstance(sample, Sample)}
             if not samples:
@@ -108,7 +111,7 @@ class Validator:
         return Similarities(values, video)
 
     def _interleave(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, (n, …) each, in the order of the clips."""
+        """Join the rows (n, …) of all processes in the order of the clips."""
         gathered = self.fabric.all_gather(rows.to(self.fabric.device))
         assert isinstance(gathered, Tensor)
         return gathered.transpose(0, 1).flatten(0, 1).cpu()
@@ -116,8 +119,8 @@ class Validator:
     def prototypes(self, model: PeVL, clips: Clips, tested: int, seed: int) -> Tensor:
         """The mean V of some training clips of each label, (C, e), unit length.
 
-        ``tested``: how many clips were validated. The clips are drawn by ``seed``. NaN for a label
-        without a clip that has video. For a model that sees videos.
+        ``tested``: number of validation clips. ``seed`` chooses the clips. NaN for a label without
+        a clip with video. The model must use video.
         """
         fabric, classes = self.fabric, len(self.labels)
         each = max(min(PROTOTYPE_CLIPS, tested // classes), 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pevl_cli.model import checkpoint
-from pevl_cli.training.build import make_model, settings_for
+from pevl_cli.training.build import load_settings_with_init, make_model
 
 RECIPE = Path(__file__).parents[2] / "benchmarks" / "make_mini.py"
 
@@ -29,7 +29,7 @@ def test_a_start_keeps_poses_and_words_and_takes_a_new_video(
     for name, value in kept.state_dict().items():
         torch.testing.assert_close(value, whole.state_dict()[name], msg=name)
     given = {"data.dataset": "clips.csv", "init": str(tmp_path / "start"), "model.video": True}
-    settings = settings_for(None, given)
+    settings = load_settings_with_init(None, given)
     model, _ = make_model(settings, facts.label_set)
     new = {name.split(".")[0] for name in model.state_dict().keys() - kept.state_dict().keys()}
     assert new == {"visual", "video_adapters", "p2v", "v2p"}

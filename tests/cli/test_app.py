@@ -102,7 +102,7 @@ def test_version(pevl: Pevl, arguments: list[str]) -> None:
         (["benchmark", "--dataset", ".", "--views", "2"], "--views 2"),
         (["ablate", "ucmr", "--dataset", ".", "--config", "huge"], "mini"),
         (["train", "--dataset", ".", "--config", "huge"], "mini"),
-        (["train", "--dataset", ".", "--no-video", "--no-pose"], "leave no input"),
+        (["train", "--dataset", ".", "--no-video", "--no-pose"], "no input"),
     ],
     ids=lambda v: " ".join(v[2:]) if isinstance(v, list) else "",
 )
@@ -202,7 +202,7 @@ def test_in_a_process_of_its_own(make_video: MakeVideo, tiny_checkpoint: Path) -
 def test_an_old_spelling_gives_the_new_command(pevl: Pevl, old: str, new: str) -> None:
     done = pevl(*shlex.split(old))
     assert (done.code, done.out) == (2, "")
-    assert one_line(done.err) == f"error: this is now a command of its own: {new}"
+    assert one_line(done.err) == f"error: this option is now a separate command; use: {new}"
 
 
 def test_every_table_of_the_paper_can_be_named() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pevl_cli.data.manifest import read_manifest
-from pevl_cli.weights import BUNDLED, BUNDLED_WEIGHTS, USUAL_WEIGHTS
+from pevl_cli.weights import BUNDLED, BUNDLED_WEIGHTS, RECOMMENDED_WEIGHTS
 
 REPOSITORY = Path(__file__).parents[2]
 # Every network call is refused, and logged to the file that CALLS names.
@@ -75,7 +75,7 @@ def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if "│" in line]
     assert rows[0].startswith("│ 1 │ jumping_jack")
-    assert "small pose network" in done.stderr and USUAL_WEIGHTS in done.stderr
+    assert "small bundled pose detector" in done.stderr and RECOMMENDED_WEIGHTS in done.stderr
     written = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
     assert written == {"demo/demo.mp4", "demo/demo.png"}
     again = run(environment, tmp_path, "classify", "demo/demo.mp4", "--format", "json")
@@ -85,7 +85,7 @@ def test_the_demo_needs_nothing_from_outside(environment: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_real_clips_are_recognised(environment: Path, tmp_path: Path, shared: Path) -> None:
-    items = read_manifest(shared / "data" / "field").of("val")
+    items = read_manifest(shared / "data" / "field").in_split("val")
     wanted = ("workout_pullup", "workout_pushup", "yoga_corpse", "pickleball_serve")
     chosen = [next(i for i in items if i.label == label) for label in wanted]
     done = run(environment, tmp_path, "classify", *(i.path for i in chosen), "--format", "json")
@@ -100,7 +100,10 @@ def test_real_clips_are_recognised(environment: Path, tmp_path: Path, shared: Pa
 def test_a_missing_model_is_reported_without_a_network(environment: Path, tmp_path: Path) -> None:
     listed = run(environment, tmp_path, "models")
     assert listed.returncode == 0 and "pevl-pose" in listed.stdout, listed.stderr
-    for command in (["models", "fetch", USUAL_WEIGHTS], ["demo", "--pose-weights", USUAL_WEIGHTS]):
+    for command in (
+        ["models", "fetch", RECOMMENDED_WEIGHTS],
+        ["demo", "--pose-weights", RECOMMENDED_WEIGHTS],
+    ):
         done = subprocess.run(
             [environment / "bin" / "pevl", *command],
             env={**os.environ, "HOME": str(tmp_path), "CALLS": str(tmp_path / "calls")}
@@ -112,7 +115,7 @@ def test_a_missing_model_is_reported_without_a_network(environment: Path, tmp_pa
         )
         message = done.stderr.strip()
         assert done.returncode in (1, 2) and message.startswith("error: "), done.stderr
-        assert len(message.splitlines()) == 1 and USUAL_WEIGHTS in message
+        assert len(message.splitlines()) == 1 and RECOMMENDED_WEIGHTS in message
 
 
 @pytest.mark.slow

@@ -40,11 +40,11 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert ("squat/deep/11.MOV", "squat") in listed and len(listed) == 21
     assert manifest.labels.names == ("jumping_jack", "squat")
     assert manifest.labels.texts == ("jumping jack", "squat")
-    held = [i.label for i in manifest.of("val")]
+    held = [i.label for i in manifest.in_split("val")]
     # A fifth of 10 and of 11, rounded up.
     assert (held.count("jumping_jack"), held.count("squat")) == (2, 3)
-    assert len(manifest.of("train")) == 16
-    assert len(manifest.drawn) == 1 and "5 of 21" in manifest.drawn[0]
+    assert len(manifest.in_split("train")) == 16
+    assert len(manifest.split_notes) == 1 and "5 of 21" in manifest.split_notes[0]
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "validation")])
@@ -52,8 +52,8 @@ def test_a_folder_of_split_folders(tmp_path: Path, train: str, val: str) -> None
     names = [f"{train}/{c}/{i}.mp4" for c in "ab" for i in range(3)]
     manifest = read_manifest(files(tmp_path, *names, f"{val}/a/9.mp4", "test/b/8.mp4"))
     assert [i.split for i in manifest.items].count("train") == 6
-    assert [(i.label, i.path.name) for i in manifest.of("val")] == [("a", "9.mp4")]
-    assert [(i.label, i.path.name) for i in manifest.of("test")] == [("b", "8.mp4")]
+    assert [(i.label, i.path.name) for i in manifest.in_split("val")] == [("a", "9.mp4")]
+    assert [(i.label, i.path.name) for i in manifest.in_split("test")] == [("b", "8.mp4")]
     assert sorted(manifest.labels.names) == ["a", "b"]
     assert manifest.warnings == ()
 
@@ -112,7 +112,7 @@ HEAD = "path,label,text,split,start_s,end_s\n"
         (HEAD + "1.mp4,a,,,nan,\n", 2, "start_s 'nan'"),
         (HEAD + "1.mp4,a,,,,inf\n", 2, "end_s 'inf'"),
         (HEAD + "1.mp4,a,,,3,2\n", 2, "end_s"),
-        (HEAD + "1.mp4,a,one,,,\n2.mp4,a,two,,,\n", 3, "another text"),
+        (HEAD + "1.mp4,a,one,,,\n2.mp4,a,two,,,\n", 3, "different text"),
         # A comma without quotes around it: the text would be cut short, unseen.
         ("path,label,text\n1.mp4,a,one, two\n2.mp4,b,\n", 2, ""),
     ],
@@ -163,7 +163,7 @@ def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:
     root = files(tmp_path, *(f"{c}/{i:02}.mp4" for c in "abc" for i in range(20)))
 
     def held(seed: int) -> set[Path]:
-        return {i.path for i in read_manifest(root, seed).of("val")}
+        return {i.path for i in read_manifest(root, seed).in_split("val")}
 
     assert held(3) == held(3)
     assert held(3) != held(4)
@@ -177,8 +177,8 @@ def test_a_group_never_crosses_the_split_that_is_made(tmp_path: Path) -> None:
         splits[item.group].add(item.split)
     assert all(len(s) == 1 for s in splits.values())
     assert 2 <= sum(s == {"val"} for s in splits.values()) <= 3
-    assert {i.label for i in manifest.of("val")} == {"a", "b"}
-    assert len(manifest.drawn) == 1 and "groups" in manifest.drawn[0]
+    assert {i.label for i in manifest.in_split("val")} == {"a", "b"}
+    assert len(manifest.split_notes) == 1 and "groups" in manifest.split_notes[0]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -222,7 +222,7 @@ def test_several_phrasings_in_a_table(tmp_path: Path) -> None:
     labels = read_manifest(table(tmp_path, text)).labels
     assert labels.texts == ("one", "three") and labels.others == (("two",), ())
     text = "path,label,text\n1.mp4,a,one | two\n2.mp4,a,one\n3.mp4,b,three\n"
-    with pytest.raises(PevlError, match=r"line 3.*another text"):
+    with pytest.raises(PevlError, match=r"line 3.*different text"):
         read_manifest(table(tmp_path, text))
 
 
@@ -244,5 +244,5 @@ def test_a_folder_beside_those_of_the_splits_is_no_action(tmp_path: Path) -> Non
     for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "raw/a/3.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(PevlError, match="'raw' stands beside 'train'"):
+    with pytest.raises(PevlError, match="'raw' is beside 'train'"):
         read_manifest(tmp_path)

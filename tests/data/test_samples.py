@@ -220,7 +220,7 @@ def test_where_nobody_is_found_the_answer_says_so() -> None:
     nobody = Actor(actor.joints * 0, actor.boxes * 0, ~actor.seen, actor.bridged, 0)
     sample = make_sample(clip, nobody, config_of("follow"))
     assert sample.box is None and sample.seen == 0
-    assert len(sample.warnings) == 1 and "nobody was found" in sample.warnings[0]
+    assert len(sample.warnings) == 1 and "no person was detected" in sample.warnings[0]
     assert np.array_equal(sample.frames, make_sample(clip, None, config_of("follow")).frames)
 
 
@@ -241,5 +241,5 @@ def test_a_model_of_poses_refuses_a_clip_with_nobody_in_it(
 ) -> None:
     config = CONFIGS["mini"].model_copy(update={"video": False})
     detector = PoseDetector(pose_weights, device="cpu")
-    with pytest.raises(PevlError, match="nobody was found in it, and this model takes poses"):
+    with pytest.raises(PevlError, match="no person was detected, and this model uses poses"):
         read_sample(shared / "data" / "clips" / "nobody_cars.mp4", config, detector)

@@ -123,7 +123,7 @@ def test_dives_whose_names_begin_with_a_dash(tmp_path: Path, film: Path) -> None
     assert not items["_gone_00002"].on_disk
     vocabulary = [name.split("+") for name in bundled_labels("diving48").names]
     (tmp_path / "Diving48_vocab.json").write_text(json.dumps(vocabulary[::-1]))
-    with pytest.raises(PevlError, match=r"label 0 is 'Reverse.*', here it is 'Back"):
+    with pytest.raises(PevlError, match=r"label 0 is 'Reverse.*', in pevl's label set it is 'Back"):
         read_named("diving48", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_actions_are_split_by_their_number(tmp_path: Path, film: Path) -> None:
     put(film, tmp_path / "youtube" / "abcdefghijk.mp4")
     manifest = read_named("haa500", tmp_path)
     items = by_name(manifest)
-    assert Counter(i.split for i in manifest.items) == manifest.official
+    assert Counter(i.split for i in manifest.items) == manifest.official_counts
     splits = {k: items[f"pushup_{k:03d}"].split for k in (0, 15, 16, 17, 19)}
     assert splits == {0: "train", 15: "train", 16: "val", 17: "test", 19: "test"}
     cut, whole = items["yoga_bridge_000"], items["yoga_bridge_018"]
@@ -204,7 +204,7 @@ def test_kinetics_clips_and_whole_videos(tmp_path: Path, film: Path) -> None:
     drums, abseiling, val = manifest.items
     assert (drums.start_s, drums.on_disk) == (None, True)
     assert (abseiling.path.name, abseiling.start_s, abseiling.end_s) == ("bbbbbbbbbbb.webm", 0, 10)
-    assert (val.split, manifest.tested) == ("val", "val")
+    assert (val.split, manifest.published_split) == ("val", "val")
 
 
 MAKERS = {
@@ -254,14 +254,14 @@ def test_from_the_folder_to_figures(
     assert completed.exit_code == 0, completed.output
     facts = json.loads((out / "run.json").read_text())
     assert facts["data"] == read_named(name, root).name
-    assert ("train" in facts["incomplete"]) == bool(read_named(name, root).official)
+    assert ("train" in facts["incomplete"]) == bool(read_named(name, root).official_counts)
     figures = tmp_path / "figures.json"
     line = ["benchmark", "--dataset", name, "--root", str(root), *poses]
     line += ["--checkpoint", str(out / "last"), "--device", "cpu", "--output", str(figures)]
     completed = CliRunner().invoke(app, line)
     assert completed.exit_code == 0, completed.output
     outcome = json.loads(figures.read_text())
-    assert outcome["split"] == read_named(name, root).tested
+    assert outcome["split"] == read_named(name, root).published_split
     assert outcome["accuracy"]["count"] >= 1
     if name == "diving48":
         assert outcome["incomplete"] == "test 1 of 1,970 clips"
@@ -274,9 +274,9 @@ def test_from_the_folder_to_figures(
         ("gym99", "finegym_annotation_info_v1.0.json", b"{", "cannot be read as JSON"),
         ("diving48", "Diving48_V2_test.json", b"{", "cannot be read as JSON"),
         ("diving48", "Diving48_V2_test.json", b'[{"vid_name": "a", "label": -1}]', "label -1"),
-        ("diving48", "Diving48_vocab.json", b"[1]", "is not Diving48's list of labels"),
+        ("diving48", "Diving48_vocab.json", b"[1]", "not Diving48's list of labels"),
         ("haa500", "yoga_bridge.txt", b"url,nan,inf,0,1", "line 1: youtube_url,start,end"),
-        ("kinetics400", "train.csv", b"label,youtube_id\na,b\n", "names no column time_end"),
+        ("kinetics400", "train.csv", b"label,youtube_id\na,b\n", "has no column time_end"),
         ("kinetics400", "train.csv", b"youtube_id,time_start,time_end,label\na,1,2\n", "line 2"),
     ],
 )
@@ -298,7 +298,7 @@ def test_times_of_another_form_are_reported(tmp_path: Path, film: Path) -> None:
     info.write_text(
         json.dumps({VIDEO_ID: {EVENT: {"timestamps": [], "segments": {"A_0002_0004": {}}}}})
     )
-    with pytest.raises(PevlError, match="has no usable times of"):
+    with pytest.raises(PevlError, match="has no usable times for"):
         read_named("gym99", tmp_path)
 
 
@@ -335,7 +335,7 @@ def real_lists(shared: Path, root: Path) -> None:
 def test_the_real_lists_have_the_official_counts(name: str, shared: Path, tmp_path: Path) -> None:
     real_lists(shared, tmp_path)
     manifest = read_named(name, tmp_path)
-    assert Counter(item.split for item in manifest.items) == manifest.official
+    assert Counter(item.split for item in manifest.items) == manifest.official_counts
     assert not any(item.on_disk for item in manifest.items)
     assert len({item.label for item in manifest.items}) == len(manifest.labels)
 

@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from pevl_cli.data.augmentation import Augmentation
 from pevl_cli.data.samples import Sample, collate, make_sample, view
-from pevl_cli.data.variation import vary
+from pevl_cli.data.variation import augment_sample
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.training.settings import load_settings
@@ -31,7 +31,7 @@ def test_variations_move_joints_and_pictures_together(change: dict[str, float], 
     still = view(sample, config)
     changed = turned = 0
     for seed in range(6):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        batch = augment_sample(sample, config, augmentation, np.random.default_rng(seed))
         assert batch.joints is not None and still.joints is not None
         # A mirror image shows the dots in each other's colours.
         mirrored = bool(misplaced(batch))
@@ -52,7 +52,7 @@ def test_a_variation_in_time_is_a_stretched_part_of_the_clip() -> None:
     augmentation = Augmentation(**{**vars(STILL), "shortest": 0.5})
     lengths, starts = [], []
     for seed in range(30):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        batch = augment_sample(sample, config, augmentation, np.random.default_rng(seed))
         assert batch.frames is not None and batch.joints is not None
         still = view(sample, config).joints
         assert still is not None
@@ -67,7 +67,7 @@ def test_a_variation_in_time_is_a_stretched_part_of_the_clip() -> None:
         starts.append(int(times[0]))
     assert min(lengths) >= 0.5 * (S - 1) - 1 and max(lengths) <= S - 1
     assert max(lengths) - min(lengths) > 10 and len(set(starts)) > 5
-    still_times = vary(sample, config, STILL, np.random.default_rng(0)).joints
+    still_times = augment_sample(sample, config, STILL, np.random.default_rng(0)).joints
     torch.testing.assert_close(still_times, still)
 
 
@@ -81,7 +81,7 @@ def test_a_variation_may_lose_a_stream_and_never_both() -> None:
     augmentation = Augmentation(**{**vars(STILL), "stream_dropout": 0.4})
     lost = []
     for seed in range(40):
-        batch = vary(sample, config, augmentation, np.random.default_rng(seed))
+        batch = augment_sample(sample, config, augmentation, np.random.default_rng(seed))
         assert batch.has_video is not None and batch.joints is not None
         assert batch.frames is not None
         video, pose = bool(batch.has_video), bool(batch.joints[..., 2].any())
@@ -90,7 +90,7 @@ def test_a_variation_may_lose_a_stream_and_never_both() -> None:
     assert set(lost) == {(True, True), (True, False), (False, True)}
     alone = make_sample(painted()[0], None, config)
     for seed in range(10):
-        batch = vary(alone, config, augmentation, np.random.default_rng(seed))
+        batch = augment_sample(alone, config, augmentation, np.random.default_rng(seed))
         assert batch.has_video is not None and batch.has_video.all(), "nothing would be left"
 
 
@@ -98,10 +98,15 @@ def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
     config = config_of("follow", 96)
     sample = body_sample(config)
     loud = {"brightness": 0.3, "contrast": 0.3, "colour": 0.3, "grey": 0.1, "erase": 0.3}
-    still, plain = view(sample, config), vary(sample, config, STILL, np.random.default_rng(0))
+    still, plain = (
+        view(sample, config),
+        augment_sample(sample, config, STILL, np.random.default_rng(0)),
+    )
     assert still.frames is not None and plain.frames is not None
     assert (still.frames.int() - plain.frames.int()).abs().max() <= 1
-    batch = vary(sample, config, Augmentation(**{**vars(STILL), **loud}), np.random.default_rng(1))
+    batch = augment_sample(
+        sample, config, Augmentation(**{**vars(STILL), **loud}), np.random.default_rng(1)
+    )
     assert batch.frames is not None
     assert (batch.frames.int() - still.frames.int()).abs().float().mean() > 2
     torch.testing.assert_close(batch.joints, still.joints)
@@ -111,7 +116,9 @@ def test_colours_change_alike_in_all_frames_and_joints_stay() -> None:
 def test_collating_keeps_the_order() -> None:
     config = config_of("follow", 96)
     sample = body_sample(config)
-    ones = [vary(sample, config, Augmentation(), np.random.default_rng(i)) for i in range(3)]
+    ones = [
+        augment_sample(sample, config, Augmentation(), np.random.default_rng(i)) for i in range(3)
+    ]
     together = collate(ones)
     assert together.frames is not None and together.frames.shape[0] == 3
     for i, one in enumerate(ones):

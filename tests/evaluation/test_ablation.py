@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pevl_cli.cli.app import app
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.evaluation.ablation import ABLATIONS, VARIANTS, _config, _first_equal
+from pevl_cli.evaluation.ablation import ABLATIONS, VARIANTS, _config, _first_equal_variant
 from pevl_cli.model.config import CONFIGS
 
 PAPER = CONFIGS["vit-b-16"]
@@ -29,11 +29,13 @@ def test_each_table_of_the_paper_has_its_rows_and_figures() -> None:
 
 def test_only_what_the_config_has_to_begin_with_is_the_same_variant() -> None:
     # The paper's model has Eq. (5), and coordinates as its pose input; `mini` has neither.
-    assert {v for v in VARIANTS if _first_equal(v, PAPER) != v} == {
+    assert {v for v in VARIANTS if _first_equal_variant(v, PAPER) != v} == {
         "semantic-loss",
         "p-coordinates",
     }
-    assert {v for v in VARIANTS if _first_equal(v, CONFIGS["mini"]) != v} == {"vanilla-loss"}
+    assert {v for v in VARIANTS if _first_equal_variant(v, CONFIGS["mini"]) != v} == {
+        "vanilla-loss"
+    }
 
 
 def test_variants_are_what_the_paper_says() -> None:

@@ -64,10 +64,10 @@ def test_several_splits_have_a_mean_and_no_test(tmp_path: Path) -> None:
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PevlError, match="there is no such result"):
+    with pytest.raises(PevlError, match="does not exist"):
         read_result(tmp_path / "nowhere")
     (tmp_path / "other.json").write_text(json.dumps({"format": FORMAT}))
-    with pytest.raises(PevlError, match="is no result of `pevl benchmark`"):
+    with pytest.raises(PevlError, match="not a result of `pevl benchmark`"):
         read_result(tmp_path / "other.json")
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(PevlError, match="cannot be read as a result"):
@@ -79,7 +79,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     one = read_result(write(tmp_path / "one", "1"))
     with pytest.raises(UsageError, match="two or more"):
         compare([one])
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         compare([one, one])
 
 

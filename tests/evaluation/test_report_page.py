@@ -12,7 +12,7 @@ import torch
 
 from pevl_cli.evaluation.cost import Cost
 from pevl_cli.evaluation.outcome import ClipResult, Outcome
-from pevl_cli.evaluation.report_page import PUBLISHED, clustered, html, markdown, worst_mistakes
+from pevl_cli.evaluation.report_page import PUBLISHED, cluster_order, html, markdown, worst_mistakes
 from pevl_cli.metrics import Interval, accuracy, reliability
 from pevl_cli.model.calibration import Calibration
 
@@ -129,7 +129,7 @@ def test_the_papers_own_rows_are_there_for_each_of_its_data_sets() -> None:
 def test_mistakes_made_most_surely_come_first() -> None:
     clips = outcome(("a", "b", "c")).clips
     worst = worst_mistakes(clips)
-    assert worst and not any(c.right for c in worst)
+    assert worst and not any(c.correct for c in worst)
     lead = [c.predictions[0][1] - c.score for c in worst]
     assert lead == sorted(lead, reverse=True)
 
@@ -140,7 +140,7 @@ def test_labels_that_are_mixed_up_stand_together(classes: int) -> None:
     for a, b in ((0, 7), (3, 9), (2, 11)):
         if classes > b:
             confusion[a, b] = confusion[b, a] = 5
-    order = clustered(confusion).tolist()
+    order = cluster_order(confusion).tolist()
     assert sorted(order) == list(range(classes))
     if classes == 12:
         for a, b in ((0, 7), (3, 9), (2, 11)):

@@ -20,8 +20,8 @@ from pevl_cli.media.video import (
     MAX_SIDE_PX,
     Clip,
     find_videos,
+    frames_in_span,
     iter_frames,
-    part_of,
     read_timeline,
     sample_clip,
 )
@@ -164,9 +164,9 @@ def test_an_end_beyond_the_video_is_its_end(make_video: MakeVideo) -> None:
 
 def test_frames_on_screen_in_a_span(make_video: MakeVideo) -> None:
     timeline = read_timeline(make_video(frames=10, fps=25))
-    assert part_of(timeline).tolist() == list(range(10))
+    assert frames_in_span(timeline).tolist() == list(range(10))
     # Frame 1 shows from 0.04 to 0.08 s and frame 2 from 0.08 s: both are seen before 0.09 s.
-    assert part_of(timeline, 0.05, 0.09).tolist() == [1, 2]
+    assert frames_in_span(timeline, 0.05, 0.09).tolist() == [1, 2]
 
 
 def test_a_large_picture_is_made_smaller(make_video: MakeVideo) -> None:
@@ -206,9 +206,9 @@ def test_avi_frames_stand_in_the_order_in_which_they_decode(shared: Path) -> Non
         frames = [f for i, f in enumerate(container.decode(video=0)) if i in wanted]
         expected = [f.reformat(1280, 720, "rgb24").to_ndarray() for f in frames]
     assert all((a != b).any() for a, b in pairwise(expected)), "frames that look the same"
-    got = list(iter_frames(read_timeline(film), wanted))
-    assert [i for i, _ in got] == wanted
-    for (i, frame), right in zip(got, expected, strict=True):
+    actual = list(iter_frames(read_timeline(film), wanted))
+    assert [i for i, _ in actual] == wanted
+    for (i, frame), right in zip(actual, expected, strict=True):
         assert np.array_equal(frame, right), f"frame {i} shows another one"
 
 
@@ -389,7 +389,7 @@ def test_a_span_that_holds_nothing(
     with pytest.raises(PevlError, match=message):
         sample_clip(film, 4, start_s, end_s)
     with pytest.raises(PevlError, match=message):
-        part_of(read_timeline(film), start_s, end_s)
+        frames_in_span(read_timeline(film), start_s, end_s)
 
 
 # -- cost, and many files ------------------------------------------------------------------------
@@ -450,5 +450,5 @@ def test_the_pictures_of_these_tests_tell_their_number(tmp_path: Path) -> None:
     assert [number_of(picture(i)) for i in (0, 19, 20, 319)] == [0, 19, 20, 319]
     film = write_video(tmp_path / "a.mp4", [picture(5), picture(6)])
     with av.open(str(film)) as container:
-        got = [number_of(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
-    assert got == [5, 6]
+        actual = [number_of(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    assert actual == [5, 6]

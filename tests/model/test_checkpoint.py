@@ -32,7 +32,7 @@ def answer(model: PeVL) -> Tensor:
 
 
 def write(folder: Path, model: PeVL, base: checkpoint.Base | None = None) -> Path:
-    facts = checkpoint.facts_of(model.config, LABEL_SET, base, {"epochs_done": 3, "note": "é"})
+    facts = checkpoint.make_facts(model.config, LABEL_SET, base, {"epochs_done": 3, "note": "é"})
     checkpoint.save(folder, model.state_dict(), facts)
     return folder
 

@@ -112,7 +112,7 @@ def test_a_calibration_of_the_temperature_alone_is_read(folder: Path) -> None:
 def test_a_model_of_format_1_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     before = tiny_model(**changes)
     labels = LabelSet(("J", "T", "S"), LABELS)
-    today = checkpoint.facts_of(before.config, labels, None, {})
+    today = checkpoint.make_facts(before.config, labels, None, {})
     checkpoint.save(tmp_path / "new", before.state_dict(), today)
     shutil.copytree(tmp_path / "new", tmp_path / "old")
     change(tmp_path / "old", in_format_1(today.model_dump()))

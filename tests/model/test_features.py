@@ -22,9 +22,9 @@ def test_a_label_s_similarity_is_the_mean_over_its_phrasings() -> None:
     batch = tiny_batch()
     each = model(batch, texts)
     several = replace(texts, label=torch.tensor([0, 1, 2, 1]))
-    got = model(batch, several)
+    actual = model(batch, several)
     wanted = torch.stack([each[:, 0], (each[:, 1] + each[:, 3]) / 2, each[:, 2]], 1)
-    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(actual, wanted)
 
 
 @pytest.mark.parametrize("name", ["mini", "on clip"])

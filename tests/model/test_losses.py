@@ -129,16 +129,16 @@ def slow_semantic_guided_loss(
 def test_distinct_labels_are_the_papers_equation(temperature: float) -> None:
     similarity, texts = torch.rand(5, 5, dtype=torch.float64), cosines(rand(5, 4))
     labels = torch.tensor([3, 0, 4, 1, 2])
-    got = semantic_guided_loss(similarity, texts, labels, temperature)
-    assert got.item() == pytest.approx(eq_5_and_6(similarity, texts, temperature))
+    actual = semantic_guided_loss(similarity, texts, labels, temperature)
+    assert actual.item() == pytest.approx(eq_5_and_6(similarity, texts, temperature))
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 2, 1, 0], [1, 1, 1, 1, 1, 0], [5, 4, 3, 2, 1, 0]])
 def test_repeated_labels_against_loops(labels: list[int]) -> None:
     similarity = torch.rand(6, 6, dtype=torch.float64) * 2 - 1
     texts = cosines(rand(6, 4))[labels][:, labels]
-    got = semantic_guided_loss(similarity, texts, torch.tensor(labels), 0.2)
-    assert got.item() == pytest.approx(slow_semantic_guided_loss(similarity, texts, labels, 0.2))
+    actual = semantic_guided_loss(similarity, texts, torch.tensor(labels), 0.2)
+    assert actual.item() == pytest.approx(slow_semantic_guided_loss(similarity, texts, labels, 0.2))
 
 
 def test_order_of_the_batch_does_not_matter() -> None:
@@ -155,8 +155,8 @@ def test_texts_equally_far_are_the_vanilla_contrast() -> None:
     vanilla = F.cross_entropy(similarity / 0.1, labels) + F.cross_entropy(
         similarity.T / 0.1, labels
     )
-    got = semantic_guided_loss(similarity, texts, labels, 0.1)
-    torch.testing.assert_close(got, vanilla / 2)
+    actual = semantic_guided_loss(similarity, texts, labels, 0.1)
+    torch.testing.assert_close(actual, vanilla / 2)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 1]])
@@ -178,8 +178,8 @@ def test_a_negative_with_the_true_text_is_not_pushed_at_all() -> None:
         [[0.1, 0.9, 0.2], [0.3, 0.4, 0.1], [0.2, 0.1, 0.6]], dtype=torch.float64
     )
     texts = torch.tensor([[1, 1, 0.2], [1, 1, 0.4], [0.2, 0.4, 1]], dtype=torch.float64)
-    got = semantic_guided_loss(similarity, texts, torch.arange(3), 0.01)
-    assert got.item() == pytest.approx(eq_5_and_6(similarity, texts, 0.01))
+    actual = semantic_guided_loss(similarity, texts, torch.arange(3), 0.01)
+    assert actual.item() == pytest.approx(eq_5_and_6(similarity, texts, 0.01))
 
 
 def test_one_label_in_the_batch() -> None:
@@ -188,11 +188,11 @@ def test_one_label_in_the_batch() -> None:
     even = torch.full((3, 3), 0.4, dtype=torch.float64)
     assert semantic_guided_loss(even, texts, labels, 0.1).item() == pytest.approx(0, abs=1e-7)
     uneven = rand(3, 3).requires_grad_()
-    got = semantic_guided_loss(uneven, texts, labels, 0.1)
+    actual = semantic_guided_loss(uneven, texts, labels, 0.1)
     columns = [torch.log_softmax(m.detach() / 0.1, 1) for m in (uneven, uneven.T)]
     expected = sum(math.log(1 / 3) - c.mean() for c in columns) / 2
-    assert got.item() == pytest.approx(float(expected))
-    got.backward()
+    assert actual.item() == pytest.approx(float(expected))
+    actual.backward()
     assert uneven.grad is not None
     assert uneven.grad.isfinite().all()
 
@@ -200,9 +200,9 @@ def test_one_label_in_the_batch() -> None:
 def test_double_precision_is_kept() -> None:
     similarity, labels = torch.rand(4, 4, dtype=torch.float64), [0, 0, 0, 1]
     texts = cosines(rand(2, 4))[labels][:, labels]
-    got = semantic_guided_loss(similarity, texts, torch.tensor(labels), 1.0)
+    actual = semantic_guided_loss(similarity, texts, torch.tensor(labels), 1.0)
     expected = slow_semantic_guided_loss(similarity, texts, labels, 1.0)
-    assert got.item() == pytest.approx(expected, rel=1e-12)
+    assert actual.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_clip() -> None:
@@ -249,15 +249,15 @@ def test_pair_weights_against_loops() -> None:
     labels = torch.tensor([0, 1, 0, 2, 3])
     positive = labels[:, None] == labels
     texts = cosines(rand(4, 3))[labels][:, labels]
-    got = pair_weights(texts, positive)
+    actual = pair_weights(texts, positive)
     expected = [
         slow_pair_weights(row, {j for j in range(5) if labels[j] == labels[i]})
         for i, row in enumerate(texts.tolist())
     ]
-    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
     negatives = (~positive).sum(1).double()
-    torch.testing.assert_close((got * ~positive).sum(1), negatives)
-    assert (got[positive] == 1).all()
+    torch.testing.assert_close((actual * ~positive).sum(1), negatives)
+    assert (actual[positive] == 1).all()
 
 
 def test_pair_weights_where_there_is_nothing_to_weigh_by() -> None:
@@ -270,9 +270,9 @@ def test_pair_weights_where_there_is_nothing_to_weigh_by() -> None:
 def test_pair_weights_of_cosines_a_little_over_one() -> None:
     """Rounding gives 1.0000001 for equal texts; no weight may become negative."""
     texts = torch.tensor([[1, 1.0000002, 0.5], [1.0000002, 1, 0.5], [0.5, 0.5, 1]])
-    got = pair_weights(texts, torch.eye(3, dtype=torch.bool))
-    assert (got >= 0).all()
-    assert got[0].tolist() == [1, 0, 2]
+    actual = pair_weights(texts, torch.eye(3, dtype=torch.bool))
+    assert (actual >= 0).all()
+    assert actual[0].tolist() == [1, 0, 2]
 
 
 # --- all labels as negatives ----------------------------------------------------------------------

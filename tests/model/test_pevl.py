@@ -135,9 +135,9 @@ def test_neither_video_nor_a_person() -> None:
     batch = tiny_batch(has_video=torch.tensor([False, True, True]))
     assert batch.joints is not None
     batch.joints[0] = 0
-    got = answer(model, batch)
-    assert got.isfinite().all()
-    assert not got[0].any()
+    actual = answer(model, batch)
+    assert actual.isfinite().all()
+    assert not actual[0].any()
 
 
 def test_concat_ignores_what_stands_in_for_a_missing_video() -> None:

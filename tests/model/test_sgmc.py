@@ -58,8 +58,8 @@ def slow_table(
 def test_against_loops(temperature: float) -> None:
     frames, words = rand(3, 4, 6), rand(2, 5, 6)
     everything = torch.ones(3, 4, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
-    got = fine_similarity(frames, words, temperature=temperature)
-    torch.testing.assert_close(got, slow_table(frames, words, *everything, temperature))
+    actual = fine_similarity(frames, words, temperature=temperature)
+    torch.testing.assert_close(actual, slow_table(frames, words, *everything, temperature))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
@@ -71,8 +71,8 @@ def test_masked_frames_and_words_count_as_absent(temperature: float) -> None:
     word_mask[2] = True
     assert frame_mask.any(1).all() and word_mask.any(1).all()
     expected = slow_table(frames, words, frame_mask, word_mask, temperature)
-    got = fine_similarity(frames, words, frame_mask, word_mask, temperature)
-    torch.testing.assert_close(got, expected)
+    actual = fine_similarity(frames, words, frame_mask, word_mask, temperature)
+    torch.testing.assert_close(actual, expected)
     only_frames = fine_similarity(frames, words, frame_mask, None, temperature)
     torch.testing.assert_close(only_frames[:, 2], expected[:, 2])
     # What stands under the mask does not matter.
@@ -109,9 +109,9 @@ def test_range() -> None:
     same = rand(6).expand(1, 4, 6)
     assert fine_similarity(same, same[:, :2]).item() == pytest.approx(1)
     assert fine_similarity(same, -same).item() == pytest.approx(-1)
-    got = fine_similarity(torch.randn(9, 16, 3), torch.randn(9, 7, 3))
-    assert got.dtype == torch.float32
-    assert (got.abs() <= 1 + 1e-6).all()
+    actual = fine_similarity(torch.randn(9, 16, 3), torch.randn(9, 7, 3))
+    assert actual.dtype == torch.float32
+    assert (actual.abs() <= 1 + 1e-6).all()
 
 
 def test_low_temperature_takes_the_best_pair_high_temperature_the_mean() -> None:
@@ -129,11 +129,11 @@ def test_nothing_to_use_is_zero_without_nan() -> None:
     words = torch.randn(2, 5, 4, requires_grad=True)
     frame_mask = torch.tensor([[False] * 3, [True] * 3])
     word_mask = torch.tensor([[True] * 5, [False] * 5])
-    got = fine_similarity(frames, words, frame_mask, word_mask)
-    assert got[0].tolist() == [0, 0]
-    assert got[1, 1].item() == 0
-    assert got[1, 0].item() != 0
-    got.sum().backward()
+    actual = fine_similarity(frames, words, frame_mask, word_mask)
+    assert actual[0].tolist() == [0, 0]
+    assert actual[1, 1].item() == 0
+    assert actual[1, 0].item() != 0
+    actual.sum().backward()
     for part in (frames, words):
         assert part.grad is not None
         assert part.grad.isfinite().all()
@@ -141,9 +141,9 @@ def test_nothing_to_use_is_zero_without_nan() -> None:
 
 def test_zero_vectors_do_not_make_nan() -> None:
     frames = torch.zeros(1, 3, 4, requires_grad=True)
-    got = fine_similarity(frames, torch.randn(1, 5, 4))
-    got.sum().backward()
-    assert got.item() == 0
+    actual = fine_similarity(frames, torch.randn(1, 5, 4))
+    actual.sum().backward()
+    assert actual.item() == 0
     assert frames.grad is not None
     assert frames.grad.isfinite().all()
 

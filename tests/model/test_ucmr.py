@@ -49,13 +49,13 @@ def test_patch_weights_against_loops(grid: tuple[int, int]) -> None:
     weights = torch.rand(40, 7, dtype=torch.float64) * (torch.rand(40, 7) > 0.3)
     joints[0, :, 0] = -0.2  # nobody inside
     weights[1] = 0
-    got = patch_weights(joints, weights, grid)
+    actual = patch_weights(joints, weights, grid)
     expected = [
         slow_patch_weights(j, w, *grid)
         for j, w in zip(joints.tolist(), weights.tolist(), strict=True)
     ]
-    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
-    used = got.sum(-1)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
+    used = actual.sum(-1)
     assert not used[:2].any()
     assert torch.allclose(used[used > 0], torch.ones_like(used[used > 0]))
 
@@ -63,16 +63,16 @@ def test_patch_weights_against_loops(grid: tuple[int, int]) -> None:
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
 def test_patch_weights_leading_dimensions_are_free(lead: tuple[int, ...]) -> None:
     joints, weights = torch.rand(*lead, 4, 2), torch.rand(*lead, 4)
-    got = patch_weights(joints, weights, (2, 3))
-    assert got.shape == (*lead, 6)
+    actual = patch_weights(joints, weights, (2, 3))
+    assert actual.shape == (*lead, 6)
     last = joints.reshape(-1, 4, 2)[-1], weights.reshape(-1, 4)[-1]
-    torch.testing.assert_close(got.reshape(-1, 6)[-1], patch_weights(*last, (2, 3)))
+    torch.testing.assert_close(actual.reshape(-1, 6)[-1], patch_weights(*last, (2, 3)))
 
 
 def test_patches_are_counted_along_rows() -> None:
     right_of_the_top_row = torch.tensor([[0.9, 0.1]])
-    got = patch_weights(right_of_the_top_row, torch.ones(1), (2, 3))
-    assert got.tolist() == [0, 0, 1, 0, 0, 0]
+    actual = patch_weights(right_of_the_top_row, torch.ones(1), (2, 3))
+    assert actual.tolist() == [0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_patches_are_counted_along_rows() -> None:
     ],
 )
 def test_joint_on_or_beyond_the_border(joint: tuple[float, float], patch: int | None) -> None:
-    got = patch_weights(torch.tensor([joint]), torch.ones(1), (2, 3))
-    assert got.tolist() == [float(i == patch) for i in range(6)]
+    actual = patch_weights(torch.tensor([joint]), torch.ones(1), (2, 3))
+    assert actual.tolist() == [float(i == patch) for i in range(6)]
 
 
 def test_joint_outside_does_not_share_the_weight() -> None:
     joints = torch.tensor([[0.1, 0.1], [NAN, NAN], [0.9, 0.9], [1.2, 0.9]])
-    got = patch_weights(joints, torch.tensor([1.0, 5.0, 3.0, 9.0]), (2, 2))
-    torch.testing.assert_close(got, torch.tensor([0.25, 0, 0, 0.75]))
+    actual = patch_weights(joints, torch.tensor([1.0, 5.0, 3.0, 9.0]), (2, 2))
+    torch.testing.assert_close(actual, torch.tensor([0.25, 0, 0, 0.75]))
 
 
 def test_patch_weights_gradient() -> None:
@@ -113,9 +113,9 @@ def test_patch_weights_gradient() -> None:
 def test_patch_weights_gradient_is_finite_without_a_body(where: float) -> None:
     """Nobody inside, or (0.5) everybody inside with weight 0."""
     weights = torch.full((3,), float(where != 0.5), requires_grad=True)
-    got = patch_weights(torch.full((3, 2), where), weights, (2, 2))
-    (got * torch.arange(4)).sum().backward()
-    assert not got.any()
+    actual = patch_weights(torch.full((3, 2), where), weights, (2, 2))
+    (actual * torch.arange(4)).sum().backward()
+    assert not actual.any()
     assert weights.grad is not None
     assert weights.grad.isfinite().all()
 
@@ -143,21 +143,21 @@ def test_pose_guided_attention_against_loops() -> None:
     for held in (1, 3, 6):
         q, k, v = rand(4, 5), rand(6, 5), rand(6, 5)
         weights = torch.rand(6, dtype=torch.float64) * (torch.randperm(6) < held)
-        got = pose_guided_attention(q, k, v, weights / weights.sum())
+        actual = pose_guided_attention(q, k, v, weights / weights.sum())
         expected = slow_pose_guided_attention(q, k, v, weights / weights.sum())
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(actual, expected)
 
 
 def test_pose_guided_attention_leading_dimensions_are_free() -> None:
     q, k, v = rand(2, 3, 4, 5), rand(2, 3, 6, 5), rand(2, 3, 6, 5)
     weights = torch.rand(2, 3, 6, dtype=torch.float64)
     weights[1, 0] = 0
-    got = pose_guided_attention(q, k, v, weights)
+    actual = pose_guided_attention(q, k, v, weights)
     for n in range(2):
         for t in range(3):
             expected = slow_pose_guided_attention(q[n, t], k[n, t], v[n, t], weights[n, t])
-            torch.testing.assert_close(got[n, t], expected)
-    assert not got[1, 0].any()
+            torch.testing.assert_close(actual[n, t], expected)
+    assert not actual[1, 0].any()
 
 
 def test_even_weights_are_plain_attention() -> None:
@@ -181,10 +181,10 @@ def test_large_logits_do_not_overflow() -> None:
     """exp(10⁴) is infinite in float32; the attention then goes to the one patch it favours."""
     q, v = torch.full((1, 4), 100.0), torch.eye(3, 4)
     k = torch.tensor([-50.0, 0.0, 50.0])[:, None].expand(3, 4)
-    got = pose_guided_attention(q, k, v, torch.tensor([0.9, 1e-30, 1e-6]))
-    torch.testing.assert_close(got, v[2:])
-    got = pose_guided_attention(q, k, v, torch.tensor([0.9, 0.1, 0.0]))
-    torch.testing.assert_close(got, v[1:2])
+    actual = pose_guided_attention(q, k, v, torch.tensor([0.9, 1e-30, 1e-6]))
+    torch.testing.assert_close(actual, v[2:])
+    actual = pose_guided_attention(q, k, v, torch.tensor([0.9, 0.1, 0.0]))
+    torch.testing.assert_close(actual, v[1:2])
 
 
 def test_attention_without_a_body_is_zero_with_finite_gradients() -> None:
@@ -192,10 +192,10 @@ def test_attention_without_a_body_is_zero_with_finite_gradients() -> None:
     weights = torch.zeros(2, 3)
     weights[1, 2] = 1
     weights.requires_grad_()
-    got = pose_guided_attention(*parts, weights)
-    assert not got[0].any()
-    assert got[1].any()
-    got.square().sum().backward()
+    actual = pose_guided_attention(*parts, weights)
+    assert not actual[0].any()
+    assert actual[1].any()
+    actual.square().sum().backward()
     for part in (*parts, weights):
         assert part.grad is not None
         assert part.grad.isfinite().all()
@@ -228,7 +228,7 @@ def test_p2v_against_loops() -> None:
     stir(p2v)
     tokens, weights = rand(2, 3, 5, 8), torch.rand(2, 3, 4, dtype=torch.float64)
     weights[0, 1] = 0
-    got = p2v(tokens, weights)
+    actual = p2v(tokens, weights)
     for n in range(2):
         for t in range(3):
             frame = tokens[n, t]
@@ -242,7 +242,7 @@ def test_p2v_against_loops() -> None:
             expected = frame + p2v.out(torch.cat(seen, -1))
             if not weights[n, t].any():  # "a frame with no joint adds nothing"
                 expected = frame
-            torch.testing.assert_close(got[n, t], expected)
+            torch.testing.assert_close(actual[n, t], expected)
 
 
 def test_p2v_leaves_a_frame_without_a_person_as_it_is() -> None:
@@ -250,9 +250,9 @@ def test_p2v_leaves_a_frame_without_a_person_as_it_is() -> None:
     stir(p2v)
     tokens, weights = torch.randn(1, 2, 5, 8), torch.zeros(1, 2, 4)
     weights[0, 1, 3] = 1
-    got = p2v(tokens, weights)
-    assert torch.equal(got[0, 0], tokens[0, 0])
-    assert ((got - tokens)[0, 1].abs().amax(-1) > 0).all()
+    actual = p2v(tokens, weights)
+    assert torch.equal(actual[0, 0], tokens[0, 0])
+    assert ((actual - tokens)[0, 1].abs().amax(-1) > 0).all()
 
 
 @torch.no_grad()
@@ -261,7 +261,7 @@ def test_v2p_against_loops() -> None:
     v2p = VideoEnrichedPose(8, heads).double()
     stir(v2p)
     pose, video = rand(2, 3, 4, 8), rand(2, 3, 6, 8)
-    got = v2p(pose, video)
+    actual = v2p(pose, video)
     for n in range(2):
         for t in range(3):
             queries = torch.cat([pose[n, t], v2p.background[None]])
@@ -281,7 +281,7 @@ def test_v2p_against_loops() -> None:
             added = v2p.out(torch.cat(seen, -1))
             expected = pose[n, t] + added[:-1]
             expected[0] += added[-1]  # what the background gathers goes to the class token
-            torch.testing.assert_close(got[n, t], expected)
+            torch.testing.assert_close(actual[n, t], expected)
 
 
 def test_v2p_sees_the_patches_of_its_own_frame_only() -> None:

@@ -104,10 +104,9 @@ def state():
 def changes(before, after):
     return {k: (before[k], after[k]) for k in before if before[k] != after[k]}
 
-KNOWN_LOGGERS = [n for n, l in logging.root.manager.loggerDict.items() if isinstance(l, logging.Logger)]
-torch.set_num_threads(2)
-cv2.setNumThreads(3)
-"""  # noqa: E501
+KNOWN_LOGGERS = [n for n, l in logging.root.manager.loggerDict.items() if isinstance(l,
+logging.Logger)] torch.set_num_threads(2) cv2.setNumThreads(3)
+"""
 
 DETECTION = """
 import numpy as np

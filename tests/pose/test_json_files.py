@@ -74,11 +74,11 @@ def test_smarthome_json_is_by_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": 1}, "its form is unknown"),
-        ([[{"keypoints": {"x": [1]}}]], "not poses as MMPose"),
-        ([{"frame_id": 0, "instances": [{"keypoints": [[1, 2]]}]}], "not poses as MMPose"),
+        ({"a": 1}, "unknown format"),
+        ([[{"keypoints": {"x": [1]}}]], "not poses in a JSON format"),
+        ([{"frame_id": 0, "instances": [{"keypoints": [[1, 2]]}]}], "not poses in a JSON format"),
         (mmpose([people(0)[:, :9]]), "no known layout has 9 joints"),
-        ([], "it holds no frame"),
+        ([], "it contains no frame"),
         ([{"image_id": f"{v}_1", "keypoints": [1] * 51} for v in "ab"], "several videos"),
     ],
 )

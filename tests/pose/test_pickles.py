@@ -110,7 +110,7 @@ def test_protocol_two_of_old_numpy_is_read(tmp_path: Path) -> None:
         ([annotation("a") | {"keypoint": np.zeros((9, 17, 2))}], r"has shape \(9, 17, 2\)"),
         ([annotation("a") | {"keypoint": [[[[1]], [[1, 2]]]]}], "not in PYSKL's form"),
         ({"split": ["a"], "annotations": [annotation("a")]}, "not in PYSKL's form"),
-        ([], "it holds no clip"),
+        ([], "it contains no clip"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, content: object, message: str) -> None:
@@ -181,4 +181,4 @@ def test_without_splits_some_are_held_out(tmp_path: Path) -> None:
     (tmp_path / "moves.txt").write_text("kick\njump\n")
     manifest = read_pyskl(dataset(tmp_path, {}))
     assert {i.split for i in manifest.items} == {"train", "val"}
-    assert "held out 2 of 6" in manifest.drawn[0]
+    assert "2 of 6 clips are held out" in manifest.split_notes[0]

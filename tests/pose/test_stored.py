@@ -22,7 +22,7 @@ def test_a_joint_that_one_end_of_a_gap_lacks_is_not_made_up() -> None:
     tracks = np.repeat(people(100)[:, None], 30, 1)
     tracks[0, 10] = 0
     tracks[0, 11, 5] = 0
-    actor = StoredPoses.of_tracks("a", tracks, "coco17", 300, 200, None).actor()
+    actor = StoredPoses.from_tracks("a", tracks, "coco17", 300, 200, None).actor()
     assert actor.bridged[10] and actor.joints[10, 5].tolist() == [0, 0, 0]
     np.testing.assert_allclose(actor.joints[10, 4], tracks[0, 9, 4], atol=1e-3)
 
@@ -44,7 +44,7 @@ def test_short_gaps_are_bridged_and_what_is_not_a_number_is_not_seen() -> None:
     tracks[0, 20, 3] = np.nan
     tracks[0, :, :, 0] += np.arange(30)[:, None]
     tracks[0, 10:12] = 0
-    actor = StoredPoses.of_tracks("a", tracks, "coco17", 200, 200, None).actor()
+    actor = StoredPoses.from_tracks("a", tracks, "coco17", 200, 200, None).actor()
     assert actor.bridged.nonzero()[0].tolist() == [10, 11]
     np.testing.assert_allclose(actor.joints[10, :, 0], BODY[:, 0] + 10, atol=0.5)
     assert actor.joints[20, 3].tolist() == [0, 0, 0]
@@ -53,7 +53,7 @@ def test_short_gaps_are_bridged_and_what_is_not_a_number_is_not_seen() -> None:
 def test_joints_move_straight_between_the_frames_of_a_recording() -> None:
     tracks = np.repeat(people(0)[:, None], 24, 1)
     tracks[0, :, :, 0] += 2 * np.arange(24)[:, None]
-    stored = StoredPoses.of_tracks("a", tracks, "coco17", 200, 200, None)
+    stored = StoredPoses.from_tracks("a", tracks, "coco17", 200, 200, None)
     sample = pose_sample(Path("poses.pkl"), stored, MINI)
     steps = np.diff(sample.joints[:, :, 0], axis=0) * 175 / MINI.image_size  # back in its pixels
     np.testing.assert_allclose(steps[1:-1], 1, atol=1e-3)  # 24 frames over 48 places
@@ -61,8 +61,8 @@ def test_joints_move_straight_between_the_frames_of_a_recording() -> None:
 
 
 def test_nobody_in_a_recording_is_told() -> None:
-    empty = StoredPoses.of_tracks("a", np.zeros((1, 5, 17, 3)), "coco17", 9, 9, None)
-    with pytest.raises(PevlError, match="nobody is seen in 'a'"):
+    empty = StoredPoses.from_tracks("a", np.zeros((1, 5, 17, 3)), "coco17", 9, 9, None)
+    with pytest.raises(PevlError, match="no person is visible in 'a'"):
         pose_sample(Path("poses.pkl"), empty, MINI)
 
 
@@ -72,6 +72,6 @@ def test_recorded_frames_are_those_of_the_video(make_video: MakeVideo) -> None:
     clip = sample_clip(video, 48, 0.4, 1.6)
     tracks = np.repeat(people(0)[:, None], clip.length, 1)
     tracks[0, :, :, 0] += np.arange(clip.length)[:, None]
-    stored = StoredPoses.of_tracks("a", tracks, "coco17", clip.width, clip.height, None)
-    got = stored.actor_in(clip).joints[:, 0, 0] - tracks[0, 0, 0, 0]
-    np.testing.assert_allclose(got, clip.indices - 10, atol=1e-4)
+    stored = StoredPoses.from_tracks("a", tracks, "coco17", clip.width, clip.height, None)
+    actual = stored.actor_in(clip).joints[:, 0, 0] - tracks[0, 0, 0, 0]
+    np.testing.assert_allclose(actual, clip.indices - 10, atol=1e-4)

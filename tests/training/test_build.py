@@ -22,7 +22,7 @@ from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training import build
-from pevl_cli.training.build import make_model, settings_for
+from pevl_cli.training.build import load_settings_with_init, make_model
 from pevl_cli.training.settings import TrainSettings, load_settings
 from pevl_cli.training.train import train
 from pevl_cli.training.trainer import Trainer
@@ -47,7 +47,7 @@ def test_starting_from_a_checkpoint_with_other_labels(moves: Path, tmp_path: Pat
         "optim.lr": 1e-9,
         "optim.ema_decay": 0.0,
     }
-    settings = settings_for("mini", given)
+    settings = load_settings_with_init("mini", given)
     assert settings.model.width == SMALL["width"], "the checkpoint's model"
     train(settings)
     old, _ = checkpoint.load(tmp_path / "first" / "best")
@@ -57,8 +57,8 @@ def test_starting_from_a_checkpoint_with_other_labels(moves: Path, tmp_path: Pat
     for (name, a), b in zip(old.named_parameters(), new.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2, msg=name)
     with pytest.raises(UsageError, match="of config 'mini', not 'vit-b-16'"):
-        settings_for("vit-b-16", given)
-    other = settings_for(None, given, ["model.width=64", "model.heads=4"])
+        load_settings_with_init("vit-b-16", given)
+    other = load_settings_with_init(None, given, ["model.width=64", "model.heads=4"])
     with pytest.raises(PevlError, match="another size"):
         train(other)
 
@@ -68,7 +68,7 @@ def test_video_can_be_added_to_what_was_learnt_from_poses(moves: Path, tmp_path:
     learnt, _ = make_model(alone, TWO_LABELS)
     stir(learnt)
     source = tmp_path / "poses"
-    facts = checkpoint.facts_of(learnt.config, TWO_LABELS, None, {}, None)
+    facts = checkpoint.make_facts(learnt.config, TWO_LABELS, None, {}, None)
     checkpoint.save(source, learnt.half().float().state_dict(), facts)
     both = settings_of(
         *(moves, tmp_path / "both"), init=str(source), model__pose=True, model__pose_layers=0
@@ -89,7 +89,7 @@ def test_another_stem_starts_from_nothing_and_the_rest_is_kept(moves: Path, tmp_
     old_stem = {"model__stem": "patch", "model__patch_size": 16}
     learnt, _ = make_model(settings_of(moves, tmp_path / "run", **old_stem), TWO_LABELS)
     source = tmp_path / "before"
-    facts = checkpoint.facts_of(learnt.config, TWO_LABELS, None, {}, None)
+    facts = checkpoint.make_facts(learnt.config, TWO_LABELS, None, {}, None)
     checkpoint.save(source, learnt.half().float().state_dict(), facts)
     new_stem = {"model__stem": "pose", "model__patch_size": 32, "model__image_size": 64}
     settings = settings_of(moves, tmp_path / "new", init=str(source), **new_stem)
@@ -108,7 +108,7 @@ def test_a_body_token_can_be_added_to_what_was_learnt_without(moves: Path, tmp_p
     without = {"model__class_token": "learned"}
     learnt, _ = make_model(settings_of(moves, tmp_path / "run", **without), TWO_LABELS)
     source = tmp_path / "before"
-    facts = checkpoint.facts_of(learnt.config, TWO_LABELS, None, {}, None)
+    facts = checkpoint.make_facts(learnt.config, TWO_LABELS, None, {}, None)
     checkpoint.save(source, learnt.half().float().state_dict(), facts)
     body = {"model__class_token": "body", "model__pose": True}
     settings = settings_of(moves, tmp_path / "new", init=str(source), **body)
@@ -150,7 +150,7 @@ def on_clip(*assignments: str, **options: Any) -> TrainSettings:
 
 
 def stored(model: PeVL, base: checkpoint.Base | None, folder: Path) -> Path:
-    facts = checkpoint.facts_of(model.config, LABEL_SET, base, {}, None)
+    facts = checkpoint.make_facts(model.config, LABEL_SET, base, {}, None)
     checkpoint.save(folder, model.half().float().state_dict(), facts)
     return folder
 
@@ -216,11 +216,11 @@ def test_what_a_base_is_cannot_change_on_the_way(clip: dict[str, Tensor], tmp_pa
 
 def test_a_tower_that_lacks_a_weight_is_refused(clip: dict[str, Tensor]) -> None:
     del clip["visual.proj"]
-    with pytest.raises(PevlError, match=r"mine: .* weight 'visual.proj' is absent"):
+    with pytest.raises(PevlError, match=r"mine: .* weight 'visual.proj' is missing"):
         make_model(on_clip(), LABEL_SET)
 
 
 def test_a_config_without_usual_clip_weights_says_so() -> None:
     settings = on_clip(clip=None)
-    with pytest.raises(PevlError, match="config 'mini' has no usual CLIP weights; name some"):
+    with pytest.raises(PevlError, match="config 'mini' has no default CLIP weights; give some"):
         make_model(settings, LABEL_SET)

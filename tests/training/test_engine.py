@@ -58,7 +58,7 @@ def test_processes_that_do_not_fit_are_refused(
     with pytest.raises(PevlError, match=r"run.processes 2: this machine has 1 GPUs"):
         make_fabric(settings)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # torchrun's number counts
-    with pytest.raises(PevlError, match="cannot be shared among 3 processes"):
+    with pytest.raises(PevlError, match="cannot be shared evenly among 3 processes"):
         make_fabric(settings_of(moves, tmp_path))
 
 

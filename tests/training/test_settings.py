@@ -10,7 +10,7 @@ import yaml
 
 from pevl_cli.errors import UsageError
 from pevl_cli.model.config import CONFIGS
-from pevl_cli.training.settings import OLD_NAMES, TrainSettings, known_keys, load_settings
+from pevl_cli.training.settings import OLD_NAMES, TrainSettings, load_settings, option_names
 
 DATA = {"data.dataset": "clips"}
 
@@ -58,11 +58,11 @@ def test_a_stored_config_gives_the_same_run(tmp_path: Path) -> None:
         ("optim.lr=fast", "fast"),
         ("optim.ema_decay=1", "optim.ema_decay"),
         ("run.tracker=paper", "run.tracker"),
-        ("run.processes=3", "cannot be shared among 3"),
+        ("run.processes=3", "cannot be shared evenly among 3"),
         ("optim=3", "optim"),
         ("optim.lr", "KEY=VALUE"),
         ("optim.lr=[1", "cannot be read"),
-        ("optim.lr.deep=1", "no section"),
+        ("optim.lr.deep=1", "is not a section"),
         ("model.video=false", ""),
         ("model.heads=3", "heads must divide"),
         ("augment.joint_loss=0.1", "any more: use augment.joint_dropout."),
@@ -118,8 +118,8 @@ def test_an_old_name_in_a_file_gives_the_new_one(tmp_path: Path) -> None:
 
 
 def test_the_new_names_exist() -> None:
-    assert {new.partition(",")[0] for new in OLD_NAMES.values() if new} <= set(known_keys())
-    assert not OLD_NAMES.keys() & set(known_keys())
+    assert {new.partition(",")[0] for new in OLD_NAMES.values() if new} <= set(option_names())
+    assert not OLD_NAMES.keys() & set(option_names())
 
 
 def test_a_model_from_nothing_takes_no_clip_weights() -> None:
@@ -134,7 +134,7 @@ def test_a_model_from_nothing_takes_no_clip_weights() -> None:
 
 
 def test_every_option_can_be_named() -> None:
-    keys = known_keys()
+    keys = option_names()
     assert {"optim.lr", "model.crop", "init", "run.out", "augment.mirror"} <= set(keys)
 
     def flat(tree: dict[str, Any], before: str = "") -> set[str]:

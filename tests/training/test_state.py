@@ -120,7 +120,7 @@ def shorten_moments(state: State) -> None:
         (lambda s: s["optimiser"]["param_groups"].pop(), "optimiser has other parameters"),
         (lambda s: s["optimiser"]["param_groups"][0].pop("lr"), "entry 'lr' is missing"),
         (lambda s: s["optimiser"]["state"][0].pop("exp_avg"), "entry 'exp_avg' is missing"),
-        (shorten_moments, "another shape of parameter 0"),
+        (shorten_moments, "parameter 0 has another shape"),
         (lambda s: s["schedule"].pop("last_epoch"), "entry 'last_epoch' is missing"),
         (lambda s: s["precision"].update(scale=1.0), "entry 'scale' is unknown"),
     ],

@@ -40,7 +40,7 @@ def test_a_few_shots_of_each_class(moves: Path, tmp_path: Path) -> None:
     manifest = read_manifest(moves)
     chosen = []
     for seed in (0, 0, 1, 2):
-        clips = Clips(manifest.of("train"), manifest.labels.names, tiny_config(**SMALL), None)
+        clips = Clips(manifest.in_split("train"), manifest.labels.names, tiny_config(**SMALL), None)
         clips.keep_shots(2, seed)
         assert [clips.labels.count(c) for c in range(3)] == [2, 2, 2]
         chosen.append([item.path for item in clips.items])
@@ -54,10 +54,10 @@ def test_too_little_gpu_memory_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(PeVL, "encode", full)
-    with pytest.raises(PevlError) as told:
+    with pytest.raises(PevlError) as caught:
         train(settings_of(moves, tmp_path / "run"))
     for part in ("batch_size=2", "accumulate=2", "checkpointing=true", "--precision bf16"):
-        assert part in str(told.value)
+        assert part in str(caught.value)
 
 
 @pytest.mark.slow

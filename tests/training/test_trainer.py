@@ -70,7 +70,7 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     assert facts.training["val_clips"] == 3 and facts.training["val_top1"] in {0, 0.3333, 0.6667, 1}
     # Each looked at its share of the clips.
     model, _ = checkpoint.load(tmp_path / "run" / "best")
-    clips = Clips(read_manifest(moves).of("train"), facts.labels.names, model.config, None)
+    clips = Clips(read_manifest(moves).in_split("train"), facts.labels.names, model.config, None)
     assert model.prototypes is not None
     expected = normalise_prototypes(sum_video_features(model, clips.examples(1, 0), 3))
     torch.testing.assert_close(model.prototypes, expected, atol=2e-2, rtol=0)

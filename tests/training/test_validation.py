@@ -31,7 +31,7 @@ def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
         model, facts = checkpoint.load(tmp_path / "run" / name)
         assert model.prototypes is not None and model.prototypes.shape == (3, SMALL["embed_dim"])
         assert facts.calibration is not None and facts.calibration.prototype is not None
-        clips = Clips(manifest.of("train"), manifest.labels.names, model.config, None)
+        clips = Clips(manifest.in_split("train"), manifest.labels.names, model.config, None)
         seen = []
         for label in range(3):
             # As many as are validated: one of each.

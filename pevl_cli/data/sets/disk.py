@@ -1,4 +1,4 @@
-"""The files of a data set's folder by name: videos, and lists of clips."""
+"""Find the files of a data set's folder by name: videos and lists of clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pevl_cli.media.video import VIDEO_SUFFIXES
 
 
 class Disk:
-    """Names of all files below a folder, read once. PevlError if there is no such folder."""
+    """The names of all files below a folder, read once. PevlError if the folder does not exist."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -24,7 +24,7 @@ class Disk:
         walked: set[tuple[int, int]] = set()
         for folder, inner, files in os.walk(self.root, followlinks=True):
             stat = os.stat(folder)
-            if (stat.st_dev, stat.st_ino) in walked:  # a link that leads back
+            if (stat.st_dev, stat.st_ino) in walked:  # a link to a folder that was already read
                 inner.clear()
                 continue
             walked.add((stat.st_dev, stat.st_ino))
@@ -37,38 +37,42 @@ class Disk:
                     self._files.setdefault(name.lower(), Path(folder, name))
 
     def video(self, stem: str, folder: str = "") -> Path | None:
-        """The video of this name, in any folder, with any ending, in any case; None if missing.
+        """The video with this name in any folder, with any suffix; None if missing.
 
-        Of several (RGB, optical flow) the one below a folder named ``folder`` is taken.
+        Upper and lower case are equal. Of several videos (RGB, optical flow), the one below a
+        folder named ``folder`` is returned.
         """
         paths = self._videos.get(stem.lower(), [])
         return next((path for path in paths if folder in path.parts), paths[0] if paths else None)
 
     def videos(self) -> Iterator[Path]:
-        """All videos."""
+        """The paths of all videos."""
         return (path for paths in self._videos.values() for path in paths)
 
     def file(self, *names: str) -> Path | None:
-        """The first of these files that exists, by name in any case; None if none does."""
+        """The first of these files that exists; None if none exists.
+
+        Upper and lower case are equal.
+        """
         return next((self._files[n.lower()] for n in names if n.lower() in self._files), None)
 
     def files(self, suffix: str) -> list[Path]:
-        """All other files with an ending, such as ".json"."""
+        """All files except videos with a suffix such as ".json"."""
         return [path for path in self._files.values() if path.suffix.lower() == suffix]
 
-    def need(self, *names: str) -> Path:
-        """As `file`, but PevlError if none exists."""
+    def require(self, *names: str) -> Path:
+        """As `file`; PevlError if none of the files exists."""
         path = self.file(*names)
         if path is None:
             others = f" (or {', '.join(names[1:])})" if names[1:] else ""
             raise PevlError(
                 f"{self.root}: the official list {names[0]}{others} is not in this folder; hint: "
-                "download it from the data set's page and put it there."
+                "download it from the data set's website into this folder."
             )
         return path
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a file that are not empty. PevlError when it is not UTF-8 text."""
+        """The non-empty lines of a file. PevlError when it is not UTF-8 text."""
         return [line.strip() for line in _text(path).splitlines() if line.strip()]
 
     def json(self, path: Path) -> Any:

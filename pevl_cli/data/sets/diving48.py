@@ -15,20 +15,22 @@ CLIPS = {"train": 15_027, "test": 1_970}
 
 
 def read_diving48(disk: Disk) -> Manifest:
-    """The clips of both lists. PevlError for lists that are missing or of another form."""
+    """The clips of both lists. PevlError for lists that are missing or in another format."""
     labels = bundled_labels("diving48")
     vocabulary = disk.file("Diving48_vocab.json")
     if vocabulary is not None:
         try:
             official = ["+".join(parts) for parts in disk.json(vocabulary)]
         except TypeError as error:
-            raise PevlError(f"{vocabulary}: is not Diving48's list of labels.") from error
+            raise PevlError(f"{vocabulary}: not Diving48's list of labels.") from error
         for i, (name, other) in enumerate(zip(labels.names, official, strict=False)):
             if name != other:
-                raise PevlError(f"{vocabulary}: label {i} is '{other}', here it is '{name}'.")
+                raise PevlError(
+                    f"{vocabulary}: label {i} is '{other}', in pevl's label set it is '{name}'."
+                )
     items = []
     for split in CLIPS:
-        file = disk.need(f"Diving48_V2_{split}.json")
+        file = disk.require(f"Diving48_V2_{split}.json")
         try:
             for clip in disk.json(file):
                 name, number = str(clip["vid_name"]), int(clip["label"])
@@ -43,5 +45,5 @@ def read_diving48(disk: Disk) -> Manifest:
                     )
                 )
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise PevlError(f"{file}: is not Diving48's list of clips ({error}).") from error
-    return Manifest(disk.root, tuple(items), labels, name="diving48", official=CLIPS)
+            raise PevlError(f"{file}: not Diving48's list of clips ({error}).") from error
+    return Manifest(disk.root, tuple(items), labels, name="diving48", official_counts=CLIPS)

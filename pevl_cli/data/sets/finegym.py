@@ -2,7 +2,7 @@
 
 Official layout: `gym99_train_element_v1.0.txt` and `gym99_val_element.txt` name instances such as
 `0LtLS9wROrk_E_002407_002435_A_0003_0005`; `finegym_annotation_info_v1.0.json` has their times.
-Published figures are those of the val list; there is no third one. Source: sdolivia.github.io.
+Published results use the val list; there is no test list. Source: sdolivia.github.io.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ VAL_CLIPS = {"gym99": 8_521, "gym288": 9_646}
 
 
 def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
-    """The instances of both lists: each is its own clip, or a part of its event or whole video.
+    """The instances of both lists: a clip file each, or a part of an event's video or whole video.
 
     ``which``: "gym99" or "gym288"; ``version``: "v1.0" or "v1.1". PevlError for lists or times that
-    are missing or of another form.
+    are missing or in another format.
     """
     labels = bundled_labels(which)
     lists = {
-        "train": disk.need(f"{which}_train_element_{version}.txt", f"{which}_train.txt"),
-        "val": disk.need(f"{which}_val_element.txt", f"{which}_val.txt"),
+        "train": disk.require(f"{which}_train_element_{version}.txt", f"{which}_train.txt"),
+        "val": disk.require(f"{which}_val_element.txt", f"{which}_val.txt"),
     }
     info = disk.file(f"finegym_annotation_info_{version}.json")
     times = disk.json(info) if info is not None else {}
@@ -48,7 +48,7 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
             try:
                 item, exact = _find(disk, match, times)
             except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-                raise PevlError(f"{info}: has no usable times of {name} ({error!r}).") from error
+                raise PevlError(f"{info}: has no usable times for {name} ({error!r}).") from error
             rounded += not exact
             items.append(
                 Item(
@@ -65,12 +65,19 @@ def read_finegym(disk: Disk, which: str, version: str) -> Manifest:
     warnings = []
     if rounded:
         warnings.append(
-            f"{rounded} clips are cut at whole seconds, as finegym_annotation_info_{version}.json "
-            "with their exact times is missing"
+            f"{rounded} clips are cut at whole seconds, because "
+            f"finegym_annotation_info_{version}.json "
+            "with the exact times is missing"
         )
     official = {"train": TRAIN_CLIPS[which, version], "val": VAL_CLIPS[which]}
     return Manifest(
-        disk.root, tuple(items), labels, tuple(warnings), which, tested="val", official=official
+        disk.root,
+        tuple(items),
+        labels,
+        tuple(warnings),
+        which,
+        published_split="val",
+        official_counts=official,
     )
 
 
@@ -81,7 +88,7 @@ def _find(disk: Disk, match: re.Match[str], times: dict[str, Any]) -> tuple[Item
         return Item(clip, ""), True
     event = times.get(match["video"], {}).get(match["event"], {})
     part = (event.get("segments") or {}).get(match["part"])
-    if part is None:  # the name has whole seconds
+    if part is None:  # the name gives whole seconds
         event_s, (start_s, end_s) = float(match[3]), (float(match[5]), float(match[6]) + 1)
     else:
         event_s = float(event["timestamps"][0][0])

@@ -1,6 +1,6 @@
 """HAA500: 500 actions with 20 clips each.
 
-Official layout: one text file a class, whose lines are `youtube_url,start,end,camera_moving,
+Official layout: one text file per class, whose lines are `youtube_url,start,end,camera_moving,
 figures`, and clips named `<class>_<NNN>.mp4`; lines 1-16 are for training, 17 for validation,
 18-20 for the test. Source: github.com/a6o/HAA500.
 """
@@ -16,22 +16,22 @@ from pevl_cli.errors import PevlError
 from pevl_cli.labels import bundled_labels
 
 CLIPS = {"train": 8_000, "val": 500, "test": 1_500}
-CLIPS_A_CLASS = 20
+CLIPS_PER_CLASS = 20
 
 NO_SPAN: tuple[float | None, float | None] = (None, None)
 
 
 def read_haa500(disk: Disk) -> Manifest:
-    """The clips by name; a missing clip is a part of its YouTube video if that is on disk.
+    """The clips of all lists; instead of a missing clip, the part of its YouTube video if on disk.
 
-    PevlError for a list of another form.
+    PevlError for a list in another format.
     """
     labels = bundled_labels("haa500")
     items = []
     for label in labels.names:
         file = disk.file(f"{label}.txt")
         lines = [] if file is None else disk.lines(file)
-        for i in range(max(CLIPS_A_CLASS, len(lines))):
+        for i in range(max(CLIPS_PER_CLASS, len(lines))):
             name = f"{label}_{i:03d}"
             split = "train" if i < 16 else "val" if i == 16 else "test"
             video, span, group = disk.video(name), NO_SPAN, ""
@@ -51,7 +51,7 @@ def read_haa500(disk: Disk) -> Manifest:
             items.append(
                 Item(video or expected, label, split, group, *span, name, video is not None)
             )
-    return Manifest(disk.root, tuple(items), labels, name="haa500", official=CLIPS)
+    return Manifest(disk.root, tuple(items), labels, name="haa500", official_counts=CLIPS)
 
 
 def _video_id(url: str) -> str:

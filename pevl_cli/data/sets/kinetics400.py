@@ -2,7 +2,7 @@
 
 Official layout: `train.csv`, `val.csv` (also `validate.csv`) and `test.csv` with the columns
 label, youtube_id, time_start, time_end and split; clips `<youtube_id>_<start>_<end>.mp4`, both with
-six digits, in class folders. Published figures are those of val. Source: cvdfoundation on GitHub.
+six digits, in class folders. Published results use val. Source: cvdfoundation on GitHub.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ NO_SPAN: tuple[float | None, float | None] = (None, None)
 
 
 def read_kinetics400(disk: Disk) -> Manifest:
-    """The clips of both lists; a missing clip is a part of its video if that is on disk.
+    """The clips of both lists; instead of a missing clip, the part of its video if on disk.
 
-    PevlError for lists that are missing or of another form.
+    PevlError for lists that are missing or in another format.
     """
     labels = bundled_labels("kinetics400")
-    known = {_plain(name): name for name in labels.names}
+    known = {_normalise(name): name for name in labels.names}
     items = []
     for split, names in LISTS.items():
-        file = disk.need(*names)
+        file = disk.require(*names)
         rows = csv.DictReader(disk.lines(file))
         absent = {"label", "youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
         if absent:
-            raise PevlError(f"{file}: line 1 names no column {', '.join(sorted(absent))}.")
+            raise PevlError(f"{file}: line 1 has no column {', '.join(sorted(absent))}.")
         try:
             for row in rows:
-                label = known.get(_plain(row["label"]))
+                label = known.get(_normalise(row["label"]))
                 if label is None:
                     raise ValueError(f"'{row['label']}' is none of the 400 labels")
                 start_s, end_s = float(row["time_start"]), float(row["time_end"])
@@ -51,9 +51,9 @@ def read_kinetics400(disk: Disk) -> Manifest:
                 items.append(Item(path, label, split, video_id, *span, name, clip is not None))
         except (AttributeError, ValueError, TypeError, csv.Error) as error:
             raise PevlError(f"{file} line {rows.line_num}: {error}.") from error
-    return Manifest(disk.root, tuple(items), labels, name="kinetics400", tested="val")
+    return Manifest(disk.root, tuple(items), labels, name="kinetics400", published_split="val")
 
 
-def _plain(name: str) -> str:
-    """A label without underscores and quotes, in which folders and lists differ."""
+def _normalise(name: str) -> str:
+    """A label in lower case, without the underscores and quotes that some lists have."""
     return name.strip().strip('"').replace("_", " ").lower()

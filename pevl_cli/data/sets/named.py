@@ -26,19 +26,19 @@ READERS: dict[str, Callable[[Disk], Manifest]] = {
     "smarthome-cv2": partial(read_smarthome, protocol="CV2"),
     "kinetics400": read_kinetics400,
 }
-OTHER_NAMES = {"finegym": "gym99", "finegym-v1.1": "gym99-v1.1", "smarthome": "smarthome-cs"}
+ALIASES = {"finegym": "gym99", "finegym-v1.1": "gym99-v1.1", "smarthome": "smarthome-cs"}
 
 
 def known_name(name_or_path: str | Path) -> str | None:
-    """The key in READERS of a name in any case; None for any other name or path."""
+    """The key in READERS of a name or alias, in any case; None for other names and paths."""
     name = str(name_or_path).lower()
-    name = OTHER_NAMES.get(name, name)
+    name = ALIASES.get(name, name)
     return name if name in READERS else None
 
 
 def read_named(name: str, root: Path) -> Manifest:
     """Read a data set, a key of READERS, in the folder ``root``.
 
-    PevlError names the official list that is missing or wrong.
+    PevlError for an official list that is missing or in another format.
     """
     return READERS[name](Disk(root))

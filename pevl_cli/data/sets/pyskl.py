@@ -1,4 +1,4 @@
-"""PYSKL and MMAction2 pickles of poses as a data set: clips without videos."""
+"""Pickles of poses by PYSKL and MMAction2 as a data set: clips without videos."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def read_pyskl(
     seed: int = 0,
     default_labels: LabelSet | None = None,
 ) -> Manifest:
-    """A pickle's clips, with its splits, or drawn by ``seed`` without any.
+    """The clips of a pickle with its splits; without splits, ``seed`` chooses validation clips.
 
-    Its labels are numbers. They are named, in this order, by ``labels`` (a label file or a bundled
-    set), by a label file beside the pickle whose name the pickle's begins with, or by
+    The labels of a pickle are numbers. Their names come from the first of: ``labels`` (a label file
+    or a bundled set); a label file in the pickle's folder, such as gym99.txt for gym99_hrnet.pkl;
     ``default_labels``. ``fold`` chooses among several splits: "1" of train1 and test1, "xsub" of
     xsub_train and xsub_val.
 
-    PevlError for a pickle that cannot be read, labels without names, and a fold that is not there.
+    PevlError for a pickle that cannot be read, labels without names, and an unknown fold.
     """
     annotations, splits = read_pickle(path)
-    source = labels or _beside(path)
+    source = labels or _label_file_beside(path)
     warnings = []
     if source is not None:
         named = read_labels(source)
@@ -35,11 +35,11 @@ def read_pyskl(
         named, source = default_labels, "the checkpoint"
     else:
         raise PevlError(
-            f"{path}: its labels are numbers; hint: name them with --labels FILE, one a line in "
+            f"{path}: its labels are numbers; hint: name them with --labels FILE, one per line in "
             "the order of the numbers, or a bundled set such as gym99."
         )
     if labels is None:
-        warnings.append(f"labels are numbers: their names are those of {source}")
+        warnings.append(f"labels are numbers: their names come from {source}")
     split_of = _splits(path, splits, fold)
     items, unsplit = [], 0
     for annotation in annotations:
@@ -62,26 +62,26 @@ def read_pyskl(
         raise PevlError(f"{path}: has no clips.")
     if unsplit:
         warnings.append(f"{unsplit} of {len(annotations)} clips are in no split and are not used")
-    drawn: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
     if not split_of:
         items = hold_out(items, seed)
         held = sum(item.split == "val" for item in items)
-        drawn = (f"no split given: held out {held} of {len(items)} clips to validate",)
+        split_notes = (f"no split given: {held} of {len(items)} clips are held out for validation",)
     return Manifest(
         *(path, tuple(items), named, tuple(warnings), path.stem),
         poses=path,
-        drawn=drawn,
+        split_notes=split_notes,
     )
 
 
-def _beside(path: Path) -> str | None:
-    """The label file in the same folder with the longest name that the pickle's begins with."""
+def _label_file_beside(path: Path) -> str | None:
+    """The label file beside the pickle with the longest common beginning of the name."""
     files = [f for f in path.parent.glob("*.txt") if path.stem.startswith(f.stem)]
     return str(max(files, key=lambda f: len(f.stem))) if files else None
 
 
 def _splits(path: Path, splits: dict[str, list[str]], fold: str | None) -> dict[str, str]:
-    """Clip name -> one of SPLITS. PevlError for several folds and none chosen."""
+    """Clip name -> one of SPLITS. PevlError for several folds when none is chosen."""
     chosen: dict[str, str] = {}  # name of a split in the pickle -> one of SPLITS
     folds = set()
     for name in splits:

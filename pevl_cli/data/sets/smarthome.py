@@ -1,8 +1,8 @@
 """Toyota Smarthome (trimmed): daily activities, by the protocols CS, CV1 and CV2.
 
-Official layout: `mp4/<Class>_pPP_rRR_vVV_cCC.mp4` and skeletons `<same>_pose3d.json`. Names say
-class, subject and camera, and these decide the split. Lists such as `train_CS.txt`, if there are
-any, name clips that may be missing; their numbers are not used, as they differ between sources.
+Official layout: `mp4/<Class>_pPP_rRR_vVV_cCC.mp4` and skeletons `<same>_pose3d.json`. A name
+gives class, subject and camera, which determine the split. Lists such as `train_CS.txt`, if they
+exist, name clips that may be missing; their numbers are not used: they differ between sources.
 Source: project.inria.fr/toyotasmarthome; Das and others, ICCV 2019.
 """
 
@@ -20,7 +20,7 @@ from pevl_cli.labels import LabelSet, bundled_labels
 
 CLIP = re.compile(r"(?P<label>.+)_p(?P<subject>\d+)_r\d+_v\d+_c(?P<camera>\d+)")
 TRAIN_SUBJECTS = {3, 4, 6, 7, 9, 12, 13, 15, 17}
-VAL_SUBJECTS = {19, 25}  # officially training's; the published lists validate on them
+VAL_SUBJECTS = {19, 25}  # officially training subjects; published lists validate on them
 TEST_SUBJECTS = {2, 10, 11, 14, 16, 18, 20}
 CAMERAS = {  # protocol: camera -> split
     "CV1": {1: "train", 5: "val", 2: "test"},
@@ -40,9 +40,9 @@ LISTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def read_smarthome(disk: Disk, protocol: str) -> Manifest:
-    """The clips of a protocol, "CS", "CV1" or "CV2", by their videos, skeletons and lists.
+    """The clips of a protocol, "CS", "CV1" or "CV2", from videos, skeletons and lists.
 
-    PevlError where there are none, and for a list that contradicts the protocol.
+    PevlError when there are no clips, and for a list that contradicts the protocol.
     """
     labels = bundled_labels("smarthome")
     if protocol != "CS":
@@ -62,11 +62,11 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
             raise PevlError(
                 f"{disk.root}: '{name}' is not a clip's name such as Class_p02_r00_v02_c03."
             )
-        split = split_of(protocol, int(match["subject"]), int(match["camera"]))
+        split = protocol_split(protocol, int(match["subject"]), int(match["camera"]))
         if listed.get(name, split) != split:
             raise PevlError(
-                f"{disk.root}: the list has {name} in {listed[name]}, protocol {protocol} in "
-                f"{split or 'none'}."
+                f"{disk.root}: the list puts {name} into split {listed[name]}, protocol {protocol} "
+                f"into {split or 'no split'}."
             )
         if not split or match["label"] not in labels.names:
             continue
@@ -92,13 +92,13 @@ def read_smarthome(disk: Disk, protocol: str) -> Manifest:
         tuple(items),
         labels,
         name=f"smarthome-{protocol.lower()}",
-        official=CLIPS[protocol],
+        official_counts=CLIPS[protocol],
         poses=poses,
     )
 
 
-def split_of(protocol: str, subject: int, camera: int) -> str:
-    """The split of a clip of a subject and a camera; empty if the protocol leaves it out."""
+def protocol_split(protocol: str, subject: int, camera: int) -> str:
+    """The split of a clip by its subject and camera numbers; empty if the protocol excludes it."""
     if protocol != "CS":
         return CAMERAS[protocol].get(camera, "")
     splits = {"train": TRAIN_SUBJECTS, "val": VAL_SUBJECTS, "test": TEST_SUBJECTS}
@@ -106,7 +106,7 @@ def split_of(protocol: str, subject: int, camera: int) -> str:
 
 
 def _clip(file: Path) -> str | None:
-    """The clip of a skeleton file; None for any other file."""
+    """The name of the clip of a skeleton file; None for any other file."""
     stem = file.stem.removesuffix("_pose3d")
     return stem if CLIP.fullmatch(stem) else None
 

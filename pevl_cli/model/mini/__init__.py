@@ -1,1 +1,1 @@
-"""The parts that only `mini` has: the pose network's layers as its stem, and the body token."""
+"""Parts that only the config `mini` has: the pose stem and the body token."""

@@ -1,4 +1,4 @@
-"""The body token of `mini`: image features at the joints, for a frame's class token."""
+"""The body token of `mini`: image features at the joints, added to a frame's class token."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.skeletons import LAYOUTS
 
-# From the wrist to the place of a held ball or racket, as a share of the forearm.
+# Distance from the wrist to a held ball or racket, as a share of the forearm.
 REACH = 0.4
 
 
 class BodyToken(nn.Module):
-    """Image features at the joints, mixed over the body and time: one vector a frame.
+    """Image features at the joints, mixed over the body and time: one vector per frame.
 
     The stem's feature maps are sampled at every joint and at a point beyond each wrist, where a
-    ball or a racket is; convolutions over time mix the samples of the whole body. So the model need
-    not learn which few patches of a frame matter, for which a few hundred clips are too few. Joints
+    ball or a racket is; convolutions over time mix the samples of the whole body. A few hundred
+    clips are too few to learn which patches of a frame matter; here the joints select them. Joints
     that are not visible add 0.
     """
 
@@ -54,7 +54,7 @@ class BodyToken(nn.Module):
         """
         n = joints.shape[0]
         visible = joints[..., 2:].float()
-        # The coordinates of an unseen joint, NaN included, must have no effect.
+        # The coordinates of a joint that is not visible, also NaN, must have no effect.
         point = torch.where(visible > 0, joints[..., :2].float(), 0)
         elbows, wrists = (list(part) for part in zip(*self.hands, strict=True))
         hands = point[:, :, wrists] + REACH * (point[:, :, wrists] - point[:, :, elbows])

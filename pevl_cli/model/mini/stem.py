@@ -1,4 +1,4 @@
-"""The stem of `mini`: patch tokens from the layers of the package's pose network."""
+"""The stem of `mini`: patch tokens from the layers of the bundled pose network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.detector import pose_network_layers
 
-# Layers of the pose network that are pooled into patches by mean or maximum: index, channels.
+# Layers of the pose network that are pooled by mean or maximum: index -> channels.
 MEAN_LAYERS = {4: 128, 6: 128, 10: 256}
 MAX_LAYERS = {2: 64, 4: 128}
 STEM_CHANNELS = sum(MEAN_LAYERS.values()) + sum(MAX_LAYERS.values())
@@ -18,11 +18,11 @@ STEM_CHANNELS = sum(MEAN_LAYERS.values()) + sum(MAX_LAYERS.values())
 class PoseStem(nn.Module):
     """Patch tokens from a frozen pose network: (N, 3, T, H, W) -> (N, d, T, H/32, W/32).
 
-    The layers before the head of a YOLO11n-pose network. A new model gets the package's own
-    weights for them, and training keeps them frozen: a few hundred clips are too few to learn what
-    a body looks like. Several layers are pooled onto the grid of the last one, by their mean and,
-    for the early ones in which small things such as a ball are visible, by their maximum.
-    Convolutions over space and time mix them.
+    Uses the layers before the head of a YOLO11n-pose network. A new model gets the bundled weights,
+    which training keeps frozen: a few hundred clips are too few to learn what a body looks like.
+    Several layers are pooled to the grid of the last layer by their mean; early layers, in which
+    small objects such as a ball are visible, by their maximum. Convolutions over space and time mix
+    them.
     """
 
     mean: Tensor
@@ -31,7 +31,7 @@ class PoseStem(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, dropout = config.width, config.dropout
-        # The tower's frames are normalised with these; the pose network takes them in [0, 1].
+        # The input is normalised with these; the pose network needs values in [0, 1].
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], False)
         self.layers = pose_network_layers().requires_grad_(False)
@@ -50,14 +50,14 @@ class PoseStem(nn.Module):
         )
 
     def train(self, mode: bool = True) -> PoseStem:
-        """Training mode for all but the frozen layers."""
+        """Set training mode, except for the frozen layers."""
         super().train(mode)
-        self.layers.eval()  # their batch statistics are those of the pose network's own training
+        self.layers.eval()  # keep the batch statistics of the pose network's training
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x (N, 3, T, H, W), normalised -> patches (N, d, T, H/32, W/32) and the pooled feature
-        maps [(N·T, C, h, w)], with h = H/16 where the layer is as fine as that.
+        maps [(N·T, C, h, w)], with h = H/16, or H/32 for the last layer.
         """
         n, side = x.shape[0], x.shape[-1] // 32
         frames = rearrange(x, "n c t h w -> (n t) c h w") * self.std + self.mean
