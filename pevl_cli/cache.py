@@ -46,8 +46,15 @@ def file_digest(path: str | Path) -> str:
 def atomic_write(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target``, renamed to ``target`` when the block ends without error.
 
-    No process ever reads a half-written file. PevlError when the file cannot be written.
+    So no process ever reads a half-written file. A device or a pipe, such as /dev/stdout, cannot be
+    replaced: the path is ``target`` itself. PevlError when the target cannot be written.
     """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        try:
+            yield target
+        except OSError as error:
+            raise PevlError(f"{target}: cannot be written ({error.strerror or error}).") from error
+        return
     # Unique for this thread: two threads may write the same file at once.
     writer = f"{os.getpid()}-{threading.get_ident()}"
     temporary = target.with_name(f".{target.name}.{writer}.tmp")

@@ -19,7 +19,7 @@ def choose_device(name: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" has no values
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"--device {name}: not available; hint: use auto, cpu, or a GPU that torch supports."

@@ -10,6 +10,8 @@ from pevl_cli.errors import UsageError
 def test_a_device_that_is_not_there_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="--device tpu9"):
         hardware.choose_device("tpu9")
+    with pytest.raises(UsageError, match="--device meta"):
+        hardware.choose_device("meta")
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="--device cuda"):
             hardware.choose_device("cuda")

@@ -27,6 +27,7 @@ from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, f
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
 from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
 from pevl_cli.pose.settings import BUNDLED_SETTINGS, PoseSettings
+from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.weights import BUNDLED_WEIGHTS, find_weights
 
 MAX_PEOPLE = 20  # maximum number of detections per image
@@ -162,8 +163,14 @@ def load_network(path: Path) -> nn.Module:
                     module, "recompute_scale_factor"
                 ):
                     module.recompute_scale_factor = None  # files of torch before 1.11
-        except (AttributeError, TypeError, RuntimeError) as error:
+            joints = tuple(network.model[-1].kpt_shape)
+        except (AttributeError, TypeError, LookupError, RuntimeError) as error:
             raise PevlError(f"{path}: not a YOLO-pose weights file ({error}).") from error
+    if joints != (len(LAYOUTS["coco17"].names), 3):
+        raise PevlError(
+            f"{path}: finds {joints[0]} joints with {joints[1]} values each; weights for COCO's 17 "
+            "joints with 3 values (x, y, score) are needed."
+        )
     return network
 
 
@@ -184,8 +191,13 @@ def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
         predictor.callbacks.clear()  # they send usage data
         try:
             predictor.model = AutoBackend(network, device=device, verbose=False).eval()
-        except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise PevlError(f"{path}: not a YOLO-pose weights file ({error}).") from error
+            with torch.inference_mode():  # a network whose layers do not fit fails here
+                predictor.model(torch.zeros(1, 3, 64, 64, device=device))
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, LookupError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PevlError(f"{path}: not a YOLO-pose weights file ({reason}).") from error
         predictor.device = device
     return predictor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -27,7 +28,8 @@ def load_pt(path: Path, allowed: Mapping[str, object]) -> Any:
     file.
     """
     try:
-        with _registry_lock, _only_allowed(allowed):
+        with _registry_lock, _only_allowed(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of file forms that are refused all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except PevlError as error:
         raise PevlError(f"{path}: {error}.") from error

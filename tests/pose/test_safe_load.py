@@ -129,6 +129,34 @@ def test_a_forged_network_is_refused_in_one_sentence(tmp_path: Path) -> None:
         load_network(file)
 
 
+def test_a_network_for_other_joints_is_refused(tmp_path: Path) -> None:
+    """Such as ultralytics' own for hands."""
+    network: Any = pose_model("yolo11n-pose.yaml")
+    network.model[-1].kpt_shape = [21, 3]
+    file = tmp_path / "weights.pt"
+    torch.save({"model": network}, file)
+    with pytest.raises(PevlError, match="finds 21 joints with 3 values each"):
+        load_network(file)
+
+
+def test_layers_that_do_not_fit_each_other_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    network: Any = pose_model("yolo11n-pose.yaml")
+    network.model[0].conv.weight = nn.Parameter(torch.zeros(16, 5, 3, 3))
+    file = tmp_path / "weights.pt"
+    torch.save({"model": network}, file)
+    detector = PoseDetector(file, device="cpu")
+    with pytest.raises(PevlError, match="not a YOLO-pose weights file"):
+        list(detector.detect([(0, np.zeros((64, 96, 3), np.uint8))], 64))
+
+
+@pytest.mark.filterwarnings("error")
+def test_torch_warns_of_no_file_that_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(pickle.dumps({"model": None}, protocol=4))
+    with pytest.raises(PevlError, match="not a YOLO-pose weights file"):
+        load_pt(file, {})
+
+
 def test_the_process_keeps_its_own_list_of_allowed_classes(tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
     load_network(BUNDLED_WEIGHTS)
