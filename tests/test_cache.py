@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pevl_cli.cache import write_aside
+from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError
 
 
@@ -18,7 +18,7 @@ def test_a_pipe_is_written_to_and_not_replaced_by_a_file(tmp_path: Path) -> None
     received: list[str] = []
     reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
     reader.start()
-    with write_aside(pipe) as path:
+    with atomic_write(pipe) as path:
         path.write_text("result")
     reader.join(10)
     assert received == ["result"] and pipe.is_fifo()
@@ -28,12 +28,12 @@ def test_a_pipe_is_written_to_and_not_replaced_by_a_file(tmp_path: Path) -> None
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text("before")
-    with pytest.raises(ZeroDivisionError), write_aside(file) as path:
+    with pytest.raises(ZeroDivisionError), atomic_write(file) as path:
         path.write_text("half")
         raise ZeroDivisionError
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
-    with write_aside(file) as path:
+    with atomic_write(file) as path:
         path.write_text("after")
     assert file.read_text() == "after"
-    with pytest.raises(PevlError, match="cannot be written"), write_aside(file / "b") as path:
+    with pytest.raises(PevlError, match="cannot be written"), atomic_write(file / "b") as path:
         path.write_text("x")

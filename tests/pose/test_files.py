@@ -126,7 +126,7 @@ def test_poses_alone_are_learnt_and_measured_with_one_line_each(tmp_path: Path) 
     beside = tmp_path / "halves.txt"
     beside.rename(tmp_path / "away.txt")  # numbers without names are those of the checkpoint
     result = CliRunner().invoke(app, [*line, "--device", "cpu"])
-    assert result.exit_code == 0 and "named by the checkpoint" in result.output
+    assert result.exit_code == 0 and "their names come from the checkpoint" in result.output
     (tmp_path / "away.txt").rename(beside)
     (tmp_path / "other.txt").write_text("lower half\nupper half\n")
     result = CliRunner().invoke(app, [*line, "--labels", str(tmp_path / "other.txt")])
