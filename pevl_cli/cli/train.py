@@ -14,7 +14,7 @@ from pevl_cli import choices
 from pevl_cli.cli import console, options
 from pevl_cli.cli.paths import check_pose_weights
 from pevl_cli.cli.progress import TrainingView
-from pevl_cli.errors import UsageError
+from pevl_cli.errors import PevlError, UsageError
 
 if TYPE_CHECKING:
     from pevl_cli.training.plan import Plan
@@ -212,7 +212,13 @@ def _run(
 
 
 def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
-    """The settings file of the run to continue; None if there is none."""
+    """The settings file of the run to continue; None if there is none.
+
+    PevlError if another version of pevl wrote it: its options would be reported one by one, and the
+    state would be refused in the end.
+    """
+    from pevl_cli.training.settings import load_settings
+
     if out is not None:
         files = [out / "settings.yaml"]
     elif dataset is not None:
@@ -228,7 +234,17 @@ def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
     if len(files) > 1:
         folders = ", ".join(str(file.parent) for file in files)
         raise UsageError(f"--resume: several runs fit: {folders}; choose one with --out.")
-    return str(files[0]) if files else None
+    if not files:
+        return None
+    try:
+        load_settings(files[0])
+    except UsageError as error:
+        reason = str(error).rstrip(".")
+        raise PevlError(
+            f"{files[0]}: written by another version of pevl, or changed ({reason}); continue the "
+            "run with the version that began it, or start anew without --resume."
+        ) from error
+    return str(files[0])
 
 
 def _show_plan(settings: TrainSettings, plan: Plan) -> None:

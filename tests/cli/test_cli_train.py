@@ -239,6 +239,18 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
     assert again.out.partition("would train")[0] == printed, "the printed settings can be given"
 
 
+def test_resume_of_a_run_by_an_older_version_is_one_sentence(tmp_path: Path, pevl: Pevl) -> None:
+    """And not the first of its options that has another name now."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: {name: mini, both_ways: true}\ndata: {dataset: clips}\n")
+    (tmp_path / "state.pt").write_bytes(b"")
+    again = pevl("train", "--out", tmp_path, "--resume")
+    assert again.code == 1
+    message = one_line(again.err)
+    assert f"{file}: written by another version of pevl" in message
+    assert "without --resume" in message
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_mini")
 def test_resume_finds_the_run_and_its_settings(
