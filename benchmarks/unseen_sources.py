@@ -4,14 +4,13 @@
 
 field2 has clips of eight actions that `pevl-mini` knows, from gyms, courts and cameras of which it
 has learnt nothing: all of them are named among its 37 labels. "accepted": its score is not below
-the threshold, so that the answer is not "none of these". Clips of field2's other actions should be
+the threshold, so the answer is not "none of these". Clips of field2's other actions should be
 below it. Intervals: 95 %, whole sources are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,13 +58,12 @@ def main() -> None:
     accepted = np.array([not found.none_of_these for _, found in rows])
     labels = [list(KNOWN.values()).index(item.label) for item, _ in rows]
     groups = [item.group for item, _ in rows]
-    count = Counter(item.label for item, _ in rows)
-    print(f"{'action':<18}{'clips':>6}{'right':>7}{'and accepted':>14}")
-    for i, label in enumerate(KNOWN.values()):
-        own = np.array(labels) == i
-        both = int((right & accepted & own).sum())
-        print(f"{label:<18}{count[label]:>6}{int((right & own).sum()):>7}{both:>14}")
-    print(f"{'all':<18}{len(rows):>6}{int(right.sum()):>7}{int((right & accepted).sum()):>14}")
+    columns = ("action", "clips", "right", "right, accepted", "wrong, accepted")
+    print("{:<18}{:>6}{:>7}{:>17}{:>17}".format(*columns))
+    for i, label in [*enumerate(KNOWN.values()), (None, "all")]:
+        chosen = np.array([i is None or number == i for number in labels])
+        counts = chosen, right & chosen, right & accepted & chosen, ~right & accepted & chosen
+        print("{:<18}{:>6}{:>7}{:>17}{:>17}".format(label, *(int(c.sum()) for c in counts)))
     top1 = intervals(right, labels, groups)["top1"]
     mean_class = np.mean([right[np.array(labels) == i].mean() for i in set(labels)])
     print(

@@ -65,3 +65,8 @@ def test_links_and_pictures_exist() -> None:
             assert target[1:] in headings, target
         elif "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_no_placeholder_is_left(file: str) -> None:
+    assert not re.findall(r"@[A-Z_]+@", (ROOT / file).read_text(encoding="utf-8"))

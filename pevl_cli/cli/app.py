@@ -32,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 100},
     rich_markup_mode=None,  # plain help: importing rich doubles the start-up time
 )
 

@@ -178,7 +178,7 @@ def test_ctrl_c_on_the_command_line(
     monkeypatch.setattr(TrainingView, "show", stop)
     out = tmp_path / "out"
     done = pevl("train", "--dataset", dataset, "--no-pose", "--epochs", 3, "--out", out)
-    assert "Traceback" not in done.err and "stopped" in done.err
+    assert "Traceback" not in done.err and "interrupted" in done.err
     assert checkpoint.load(out / "best")[0].config.name == "mini"
 
     def stop_at_once(self: object, event: training.Event) -> None:
