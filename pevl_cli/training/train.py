@@ -68,12 +68,12 @@ def train(
     settings = adapt_settings(settings, manifest, poses)
     source = SampleSource(manifest, poses, _make_detector(settings, poses))
     folder = settings.folder
+    if resume and not run_folder.has_state(folder):
+        raise PevlError(f"{folder}: contains no run to continue (no {run_folder.STATE}).")
     try:  # before anything slow
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{folder}: this folder cannot be created ({error.strerror}).") from error
-    if resume and not run_folder.has_state(folder):
-        raise PevlError(f"{folder}: contains no run to continue (no {run_folder.STATE}).")
     model, base = make_model(settings, manifest.labels)
     fabric = make_fabric(settings)
     fabric.launch()

@@ -124,3 +124,14 @@ def test_a_run_says_how_it_was_made(moves: Path, tmp_path: Path) -> None:
     manifest = read_manifest(moves)
     assert run_folder.data_hash(manifest) == about["data_hash"]
     assert run_folder.data_hash(read_manifest(moves, seed=1)) != about["data_hash"]
+
+
+def test_a_run_that_does_not_exist_is_not_continued_and_leaves_no_folder(
+    moves: Path, tmp_path: Path
+) -> None:
+    settings = load_settings(
+        "mini", {"data.dataset": moves, "run.out": tmp_path / "nosuch", "run.device": "cpu"}
+    )
+    with pytest.raises(PevlError, match="contains no run to continue"):
+        train(settings, resume=True)
+    assert not (tmp_path / "nosuch").exists()
