@@ -104,8 +104,10 @@ def state():
 def changes(before, after):
     return {k: (before[k], after[k]) for k in before if before[k] != after[k]}
 
-KNOWN_LOGGERS = [n for n, l in logging.root.manager.loggerDict.items() if isinstance(l,
-logging.Logger)] torch.set_num_threads(2) cv2.setNumThreads(3)
+loggers = logging.root.manager.loggerDict.items()
+KNOWN_LOGGERS = [name for name, logger in loggers if isinstance(logger, logging.Logger)]
+torch.set_num_threads(2)
+cv2.setNumThreads(3)
 """
 
 DETECTION = """
