@@ -93,10 +93,17 @@ def _preserve_host_state() -> Iterator[None]:
                 setattr(module, name, function)
 
 
-def _import_ultralytics() -> None:
-    """Import the used parts, on the CPU: ultralytics creates tensors, and the caller's default
-    device may be "meta".
+def _import_networks() -> None:
+    """Import ultralytics' layers and networks, a quarter of a second.
+
+    On the CPU: ultralytics creates tensors, and the caller's default device may be "meta".
     """
+    with torch.device("cpu"):
+        import ultralytics.nn.tasks  # noqa: F401
+
+
+def _import_predictor() -> None:
+    """Import ultralytics' predictor, two seconds more: only where a detector runs."""
     with torch.device("cpu"):
         import torchvision  # noqa: F401  # otherwise the predictor imports it later
         import ultralytics.models.yolo.pose
@@ -146,7 +153,7 @@ def load_network(path: Path) -> nn.Module:
     not a YOLO-pose network, is damaged, or contains classes that such a network does not have.
     """
     with _preserve_host_state():
-        _import_ultralytics()
+        _import_networks()
         from ultralytics.nn.tasks import PoseModel
 
         content = load_pt(path, _allowed())
@@ -182,6 +189,7 @@ def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
     """
     network = load_network(path)
     with _preserve_host_state():
+        _import_predictor()
         from ultralytics.models.yolo.pose import PosePredictor
         from ultralytics.nn.autobackend import AutoBackend
 
@@ -209,7 +217,7 @@ def pose_network_layers(weights: Path | None = None) -> nn.Sequential:
     w) of the previous layer to (N, C', h', w'). PevlError as in `load_network`.
     """
     with _preserve_host_state():
-        _import_ultralytics()
+        _import_networks()
         from ultralytics.nn.tasks import parse_model
         from ultralytics.utils import ROOT, YAML
         from ultralytics.utils.torch_utils import initialize_weights
