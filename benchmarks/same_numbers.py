@@ -156,7 +156,7 @@ def train(name: str, manifest: Manifest, weights: Path, folder: Path) -> dict[st
         f"{name}.losses": steps,
         f"{name}.validation": validations,
         f"{name}.weights": {k: float(v.double().sum()) for k, v in sorted(state.items())},
-        f"{name}.calibration": facts["calibration"],
+        f"{name}.calibration": list(facts["calibration"].values()),
     }
 
 
