@@ -51,20 +51,24 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
 
 
+def need_shared(*parts: str) -> Path:
+    """A file or folder below ../shared; the test is skipped, with the reason, without it."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not here")
+    return path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real clips, kept beside the repository and not part of it."""
-    if not (SHARED / "data").is_dir():
-        pytest.skip("needs the real clips in ../shared/data, which are not here")
-    return SHARED
+    return need_shared("data").parent
 
 
 @pytest.fixture(scope="session")
 def pose_weights() -> Path:
-    file = SHARED / "weights" / "yolo11n-pose.pt"
-    if not file.is_file():
-        pytest.skip("needs ../shared/weights/yolo11n-pose.pt, which is not here")
-    return file
+    """YOLO11n-pose."""
+    return need_shared("weights", "yolo11n-pose.pt")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import need_shared
 
 from pevl_cli import labels as module
 from pevl_cli.errors import PevlError, UsageError
@@ -22,15 +23,11 @@ BUNDLED = {
     "kinetics400": (400, "human action"),
     "smarthome": (31, "daily living action"),
 }
-ANNOTATIONS = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 PACKAGE_PARENT = Path(module.__file__).parents[1]
 
 
 def official(*parts: str) -> str:
-    path = ANNOTATIONS.joinpath(*parts)
-    if not path.is_file():
-        pytest.skip(f"the official list {'/'.join(parts)} is missing")
-    return path.read_text(encoding="utf-8")
+    return need_shared("data", "annotations", *parts).read_text(encoding="utf-8")
 
 
 def write(folder: Path, data: bytes, name: str = "mine.txt") -> Path:

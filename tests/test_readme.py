@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from typer.testing import CliRunner
 
 from pevl_cli.cli.app import app
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 NAMES = (
     *("classify", "pose", "train", "benchmark", "compare", "ablate", "demo"),
     *("models fetch", "models", "data check", "data"),
@@ -55,7 +54,7 @@ def test_every_file_of_the_tree_exists() -> None:
     named = re.findall(r"[a-z_]+(?:/[a-z_]+)*(?:\.py|/)", block)
     assert len(named) > 8
     for name in named:
-        assert (ROOT / name).exists() or (ROOT / "pevl_cli" / name).exists(), name
+        assert (REPOSITORY / name).exists() or (REPOSITORY / "pevl_cli" / name).exists(), name
 
 
 def test_links_and_pictures_exist() -> None:
@@ -64,9 +63,9 @@ def test_links_and_pictures_exist() -> None:
             headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in HEADINGS}
             assert target[1:] in headings, target
         elif "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (REPOSITORY / target).exists(), target
 
 
 @pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "benchmarks/README.md"])
 def test_no_placeholder_is_left(file: str) -> None:
-    assert not re.findall(r"@[A-Z_]+@", (ROOT / file).read_text(encoding="utf-8"))
+    assert not re.findall(r"@[A-Z_]+@", (REPOSITORY / file).read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"max_content_width": 100},
-    rich_markup_mode=None,  # plain help: importing rich doubles the start-up time
+    rich_markup_mode=None,  # plain help: importing rich would slow the start
 )
 
 

@@ -156,7 +156,7 @@ def _device_name(device: str) -> str:
     return str(torch.cuda.get_device_name(device)) if device.startswith("cuda") else device
 
 
-# -- matching of the clips ------ ----------------------------------------------------------------
+# -- matching of the clips ------------------------------------------------------------------------
 
 
 def _match_clips(

@@ -94,7 +94,7 @@ def _preserve_host_state() -> Iterator[None]:
 
 
 def _import_networks() -> None:
-    """Import ultralytics' layers and networks, a quarter of a second.
+    """Import ultralytics' layers and networks.
 
     On the CPU: ultralytics creates tensors, and the caller's default device may be "meta".
     """
@@ -103,7 +103,7 @@ def _import_networks() -> None:
 
 
 def _import_predictor() -> None:
-    """Import ultralytics' predictor, two seconds more: only where a detector runs."""
+    """Import ultralytics' predictor, which takes far longer: only where a detector runs."""
     with torch.device("cpu"):
         import torchvision  # noqa: F401  # otherwise the predictor imports it later
         import ultralytics.models.yolo.pose

@@ -114,8 +114,7 @@ def _load(model: PeVL, weights: dict[str, Tensor], expected: set[str], source: s
         if name not in weights or weights[name].shape != state[name].shape:
             raise PevlError(
                 f"{source}: these settings cannot be used with it: its weight '{name}' is missing "
-                "or has "
-                "another size; do not change the sizes of the model."
+                "or has another size; do not change the sizes of the model."
             )
     model.load_state_dict(state | weights, strict=True)
 

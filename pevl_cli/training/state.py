@@ -50,9 +50,7 @@ class TrainState:
     settings: dict[str, str]  # `run_folder.fixed_settings`
     conditions: Conditions  # `run_conditions`
     model: dict[str, Tensor]  # `learned_weights`
-    averaged: (
-        dict[str, Tensor] | None
-    )  # `learned_weights` of the averaged model; None = no averaging
+    averaged: dict[str, Tensor] | None  # the same of the averaged model; None = no averaging
     averaged_updates: int
     optimiser: dict[str, Any]
     schedule: dict[str, Any]
@@ -214,6 +212,5 @@ def _check_names(
 def _state_error(file: Path, problem: str) -> PevlError:
     return PevlError(
         f"{file}: cannot be continued: {problem}; the state was written by another version of "
-        "pevl, "
-        "or is damaged. Use the version that began the run, or start a new run without --resume."
+        "pevl, or is damaged. Use the version that began the run, or start a new run without --resume."
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+from conftest import REPOSITORY
+
 import pevl_cli
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "code_figures.py"
+SCRIPT = REPOSITORY / "benchmarks" / "code_figures.py"
 FILES = {
     "__init__.py": "",
     "errors.py": "class Wrong(Exception):\n    pass\n",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from pevl_cli.model import checkpoint
 from pevl_cli.training.build import load_settings_with_init, make_model
 
-RECIPE = Path(__file__).parents[2] / "benchmarks" / "make_mini.py"
+RECIPE = REPOSITORY / "benchmarks" / "make_mini.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.weights import BUNDLED, BUNDLED_WEIGHTS, RECOMMENDED_WEIGHTS
 
-REPOSITORY = Path(__file__).parents[2]
 # Every network call is refused, and logged to the file that CALLS names.
 CUT = """
 import os, socket

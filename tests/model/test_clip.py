@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPOSITORY
 from open_clip_models import (
     TEXTS,
     class_tokens,
@@ -206,7 +206,7 @@ def test_words_tokens_are_the_same_in_every_process() -> None:
         "from pevl_cli.model.clip import tokenise; from pevl_cli.model.config import CONFIGS;"
         "print(tokenise(['jump over the beam'], CONFIGS['mini']).tolist())"
     )
-    root = str(Path(__file__).parents[2])
+    root = str(REPOSITORY)
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
