@@ -211,6 +211,6 @@ def _check_names(
 
 def _state_error(file: Path, problem: str) -> PevlError:
     return PevlError(
-        f"{file}: cannot be continued: {problem}; the state was written by another version of "
-        "pevl, or is damaged. Use the version that began the run, or start a new run without --resume."
+        f"{file}: cannot be continued: {problem}; the state was written by another version of pevl "
+        "or is damaged. Use the version that began the run, or start a new run without --resume."
     )
