@@ -94,7 +94,7 @@ def read_timeline(path: str | Path) -> Timeline:
 
 
 def check_opens(path: str | Path) -> None:
-    """PevlError when a file does not exist or its header is not a video's; takes about 1 ms."""
+    """PevlError when a file does not exist or its header is not a video's. Fast."""
     with _open(Path(path)) as container:
         if not container.streams.video:
             raise PevlError(f"{path}: no video stream in this file.")

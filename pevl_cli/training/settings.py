@@ -51,7 +51,7 @@ class RunSettings(Section):
     processes: int = Field(1, ge=1)  # number of GPUs, or of CPU processes, of this machine
     precision: Precision = "auto"  # auto = bf16 if the hardware supports it, otherwise fp32
     pose_weights: Path | None = None  # of the pose detector; None: see `find_weights`
-    compile: bool = False  # use torch.compile; slower on a CPU, see benchmarks/README.md
+    compile: bool = False  # use torch.compile (benchmarks/step.py times it)
     checkpointing: bool = False  # recompute activations: less memory, about a third more time
     tracker: Tracker = "tensorboard"
     save_minutes: float = Field(10.0, ge=0)  # minutes between saved states within an epoch
@@ -74,11 +74,6 @@ class TrainSettings(Section):
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} cannot be shared evenly among "
                 f"{self.run.processes} processes"
-            )
-        if self.clip is not None and self.init is None and self.model.base == "none":
-            raise ValueError(
-                f"clip: a model with base 'none' ('{self.model.name}') takes no CLIP weights; "
-                "leave --clip out, or use --config vit-b-16"
             )
         return self
 
@@ -166,9 +161,16 @@ def load_settings(
         start = for_pose_only(start)
     tree = _merge({"model": start.model_dump(), **PRESETS.get(start.name, {})}, chosen)
     try:
-        return TrainSettings.model_validate(tree)
+        settings = TrainSettings.model_validate(tree)
     except ValidationError as error:
         raise UsageError(_message(error)) from error
+    model_is_known = settings.init is None or base is not None
+    if model_is_known and settings.clip is not None and settings.model.base == "none":
+        raise UsageError(
+            f"--clip: a model with base 'none' ('{settings.model.name}') takes no CLIP weights; "
+            "leave --clip out, or use --config vit-b-16."
+        )
+    return settings
 
 
 def _parse_assignment(assignment: str) -> tuple[str, Any]:

@@ -208,8 +208,9 @@ def test_what_a_base_is_cannot_change_on_the_way(clip: dict[str, Tensor], tmp_pa
     with pytest.raises(PevlError, match=r"leave model.train_base=true"):
         make_model(on_clip(init=source), LABEL_SET)
     with pytest.raises(PevlError, match=r"has model.base=clip, not none"):
-        other = on_clip("model.train_base=true", "model.base=none", init=source)
-        make_model(other, LABEL_SET)
+        settings = on_clip("model.train_base=true", init=source)
+        model_config = settings.model.model_copy(update={"base": "none"})
+        make_model(settings.model_copy(update={"model": model_config}), LABEL_SET)
     unfrozen, _ = make_model(on_clip("model.train_base=true", init=source), LABEL_SET)
     assert all(p.requires_grad for p in unfrozen.visual.parameters())
 

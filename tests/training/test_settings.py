@@ -10,6 +10,7 @@ import yaml
 
 from pevl_cli.errors import UsageError
 from pevl_cli.model.config import CONFIGS
+from pevl_cli.training.build import load_settings_with_init
 from pevl_cli.training.settings import OLD_NAMES, TrainSettings, load_settings, option_names
 
 DATA = {"data.dataset": "clips"}
@@ -129,6 +130,8 @@ def test_a_model_from_nothing_takes_no_clip_weights() -> None:
         load_settings("vit-b-16", given, ["model.base=none"])
     with pytest.raises(UsageError, match=r"base 'none' \('vit-b-16'\) takes no CLIP weights"):
         load_settings("vit-b-16", given, ["model.base=none", "model.train_base=true"])
+    with pytest.raises(UsageError, match=r"base 'none' \('mini'\) takes no CLIP weights"):
+        load_settings_with_init(None, given | {"init": "pevl-mini"})
     trained = load_settings("vit-b-16", given, ["model.train_base=true"])
     assert trained.model.base == "clip" and trained.model.train_base
 
