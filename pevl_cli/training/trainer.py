@@ -207,6 +207,7 @@ class Trainer:
             showings = plan.batch(epoch, index * optim.accumulate + part)
             classes = torch.tensor([plan.labels[showing.clip] for showing in showings])
             targets = choose_targets(classes, self.phrasings, config.contrast == "labels", rng)
+            same_clip = torch.tensor([showing.clip for showing in showings])
             not_last = part < optim.accumulate - 1
             with (
                 fabric.no_backward_sync(self.batch_loss, enabled=not_last),
@@ -215,6 +216,7 @@ class Trainer:
                 loss, similarity = self.batch_loss(
                     *(batch.frames, batch.joints, batch.has_video, targets.prompts),
                     *(targets.classes.to(fabric.device), targets.labels.to(fabric.device)),
+                    same_clip.to(fabric.device),
                 )
                 value = float(loss.detach())
                 if not np.isfinite(value):
@@ -244,7 +246,7 @@ class Trainer:
 
     def _report(self, epoch: int, loss: float) -> None:
         progress, steps = self.progress, self.epoch_steps
-        rate = float(self.schedule.get_last_lr()[0])
+        rate = max(float(rate) for rate in self.schedule.get_last_lr())  # of new weights
         top1 = progress.right / progress.seen
         wait = progress.wait_s / max(self._seconds(), 1e-9)
         done, total = progress.steps, steps * self.settings.optim.epochs
