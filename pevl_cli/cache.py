@@ -1,4 +1,4 @@
-"""The cache folder, hashes of files, and atomic writing."""
+"""The cache folder and its size, hashes of files, and atomic writing."""
 
 from __future__ import annotations
 
@@ -67,3 +67,24 @@ def atomic_write(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder may not exist
             temporary.unlink(missing_ok=True)
+
+
+def trim_folder(folder: Path, pattern: str, limit_bytes: float) -> int:
+    """Remove the least recently used files of a cache folder until ``limit_bytes``.
+
+    ``pattern``: of these files' names, as in `Path.glob`. Returns the bytes of the files that stay.
+    Several processes may trim a folder at once; a file that cannot be removed stays.
+    """
+    files = []
+    for file in folder.glob(pattern):
+        with suppress(OSError):  # removed by another process
+            stat = file.stat()
+            files.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if total <= limit_bytes:
+            break
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+            total -= size
+    return total

@@ -22,7 +22,8 @@ from torch import nn
 from pevl_cli.cache import cache_folder, file_digest
 from pevl_cli.errors import PevlError
 from pevl_cli.hardware import choose_device
-from pevl_cli.media.video import Clip, Timeline
+from pevl_cli.media.timeline import Timeline
+from pevl_cli.media.video import Clip
 from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, find_actor
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
 from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
