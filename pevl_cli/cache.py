@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -69,11 +70,12 @@ def atomic_write(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def trim_folder(folder: Path, pattern: str, limit_bytes: float) -> int:
+def trim_folder(folder: Path, pattern: str, limit_bytes: float, unused_s: float = 0.0) -> int:
     """Remove the least recently used files of a cache folder until ``limit_bytes``.
 
-    ``pattern``: of these files' names, as in `Path.glob`. Returns the bytes of the files that stay.
-    Several processes may trim a folder at once; a file that cannot be removed stays.
+    ``pattern``: of these files' names, as in `Path.glob`. A file that was used within the last
+    ``unused_s`` seconds stays, and so does one that cannot be removed. Returns the bytes of the
+    files that stay. Several processes may trim a folder at once.
     """
     files = []
     for file in folder.glob(pattern):
@@ -81,8 +83,8 @@ def trim_folder(folder: Path, pattern: str, limit_bytes: float) -> int:
             stat = file.stat()
             files.append((stat.st_mtime, stat.st_size, file))
     total = sum(size for _, size, _ in files)
-    for _, size, file in sorted(files):
-        if total <= limit_bytes:
+    for used_s, size, file in sorted(files):
+        if total <= limit_bytes or used_s > time.time() - unused_s:
             break
         with suppress(OSError):
             file.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.sample_cache import SampleCache
 from pevl_cli.data.samples import Sample, pose_sample, read_sample
-from pevl_cli.errors import PevlError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.media.video import check_opens
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.actor import CACHE_VERSION as POSE_CACHE_VERSION
@@ -44,7 +44,9 @@ class Clips(Dataset[Sample]):
     """Labelled clips as samples. ``labels``: index of each clip's label in ``names``.
 
     Joints come from ``poses`` if the clip has stored poses, otherwise from ``detector``; without
-    both no joint is visible. The disk cache keeps at most ``cache_bytes`` of decoded clips.
+    both no joint is visible. A clip is stored in the disk cache when it is first decoded; the cache
+    keeps at most ``cache_bytes``. With 0, nothing is stored except by `check`, which stores whether
+    a clip is readable.
     """
 
     def __init__(
@@ -78,7 +80,11 @@ class Clips(Dataset[Sample]):
             if self._cache.limit_bytes and len(self._pose_samples) < MAX_POSE_SAMPLES:
                 self._pose_samples[item] = sample
             return sample
-        return self._cache.load(self._entry(item), item.path) or self._read(item)
+        entry = self._entry(item)
+        sample = self._cache.load(entry, item.path)
+        if sample is not None:
+            return sample
+        return self._read_and_store(item, entry) if self._cache.limit_bytes else self._read(item)
 
     def _needs_no_video(self, item: Item) -> bool:
         """Whether the sample is made of stored poses only."""
@@ -99,6 +105,22 @@ class Clips(Dataset[Sample]):
         span_s = item.start_s, item.end_s
         return read_sample(item.path, self.config, self.detector, *span_s, stored)
 
+    def _read_and_store(self, item: Item, entry: Path) -> Sample:
+        """Read a clip into the cache. PevlError with the stored reason if it is unreadable."""
+        reason = self._cache.reason(entry)
+        if reason:
+            raise PevlError(reason)
+        try:
+            sample = self._read(item)
+        except UsageError:  # of the device or the weights, not of the clip
+            raise
+        except PevlError as error:
+            self._cache.store_reason(entry, str(error))
+            raise
+        if not self._cache.store(entry, sample) and reason is None:
+            self._cache.store_reason(entry, "")
+        return sample
+
     def check(
         self,
         listener: Callable[[int, int], None],
@@ -117,7 +139,7 @@ class Clips(Dataset[Sample]):
         detector = self.detector
         device = "cpu" if detector is None else detector.device or "cpu"
         workers = worker_count(workers, device)
-        self._cache.begin_writing(max(workers, 1))
+        self._cache.make_room()
         verify = partial(self._verify, decode=decode)
         for i, result in enumerate(Loader(verify, self.items, workers, detector)):
             if isinstance(result, Unreadable):
@@ -137,15 +159,8 @@ class Clips(Dataset[Sample]):
         reason = self._cache.reason(entry)
         if reason is None and not decode:
             check_opens(item.path)
-        elif reason is None:
-            try:
-                sample = self._read(item)
-            except PevlError as error:
-                self._cache.store_reason(entry, str(error))
-                raise
-            self._cache.store(entry, sample)
-        elif reason:
-            raise PevlError(reason)
+        elif reason != "":
+            self._read_and_store(item, entry)
 
     def _entry(self, item: Item) -> Path:
         """The clip's file in the cache; its key holds everything that determines the sample."""
