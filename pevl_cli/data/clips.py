@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +72,14 @@ class Clips(Dataset[Sample]):
         return len(self.items)
 
     def __getitem__(self, i: int) -> Sample:
-        """The sample of clip i, from the cache if possible. PevlError or OSError if unreadable."""
-        item = self.items[i]
+        """The sample of clip i, see `read`."""
+        return self.read(self.items[i])
+
+    def read(self, item: Item) -> Sample:
+        """The sample of a clip, from the cache if possible. PevlError or OSError if unreadable.
+
+        ``item`` may also be a clip of another split.
+        """
         if self._needs_no_video(item):
             sample = self._pose_samples.get(item) or self._read(item)
             if self._cache.limit_bytes and len(self._pose_samples) < MAX_POSE_SAMPLES:
@@ -126,6 +131,9 @@ class Clips(Dataset[Sample]):
         listener: Callable[[int, int], None],
         workers: int | None = None,
         decode: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        merge: Callable[[dict[int, str]], dict[int, str]] = lambda reasons: reasons,
     ) -> list[LeftOut]:
         """Read every clip once, keep the readable clips, and return the others.
 
@@ -133,21 +141,27 @@ class Clips(Dataset[Sample]):
         so a second check of the same files decodes nothing. Without ``decode`` files are only
         opened; a clip that later cannot be decoded is replaced by another one of its class.
         ``workers`` as in `worker_count`, for the device of the detector.
+
+        ``rank`` and ``world``: number of this process, and of all processes that check these clips.
+        Each reads its part; ``merge`` joins their reasons, by index of the clip.
         """
-        left_out: list[LeftOut] = []
-        readable: list[int] = []
-        detector = self.detector
+        detector, total = self.detector, len(self)
         device = "cpu" if detector is None else detector.device or "cpu"
-        workers = worker_count(workers, device)
         self._cache.make_room()
+        part = range(rank, total, world)
         verify = partial(self._verify, decode=decode)
-        for i, result in enumerate(Loader(verify, self.items, workers, detector)):
+        items = [self.items[i] for i in part]
+        reasons: dict[int, str] = {}
+        for i, result in zip(
+            part, Loader(verify, items, worker_count(workers, device), detector), strict=True
+        ):
             if isinstance(result, Unreadable):
-                left_out.append(LeftOut(self.items[i], result.reason))
-            else:
-                readable.append(i)
-            listener(i + 1, len(self.items))
-        self.keep(readable)
+                reasons[i] = result.reason
+            # The other processes are about as far.
+            listener(min(i - rank + world, total), total)
+        reasons = merge(reasons)
+        left_out = [LeftOut(self.items[i], reasons[i]) for i in sorted(reasons)]
+        self.keep([i for i in range(total) if i not in reasons])
         return left_out
 
     def _verify(self, item: Item, decode: bool) -> None:
@@ -190,17 +204,10 @@ class Clips(Dataset[Sample]):
         """Keep at most ``shots`` clips of each class, chosen at random by ``seed``."""
         self.keep(self._draw(range(len(self)), shots, seed))
 
-    def examples(
-        self, count: int, seed: int, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[int, Sample]]:
-        """Labels and samples of up to ``count`` clips with video of each class, chosen by ``seed``.
-
-        Only the part of process ``rank`` of ``world``. Unreadable clips are left out.
-        """
+    def draw_examples(self, count: int, seed: int) -> list[int]:
+        """Indices of up to ``count`` clips with video of each class, chosen by ``seed``; sorted."""
         with_video = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
-        for i in self._draw(with_video, count, seed)[rank::world]:
-            with suppress(PevlError, OSError):
-                yield self.labels[i], self[i]
+        return self._draw(with_video, count, seed)
 
     def _draw(self, candidates: Sequence[int], count: int, seed: int) -> list[int]:
         """Indices of up to ``count`` clips of each class, sorted."""

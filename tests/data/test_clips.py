@@ -18,7 +18,7 @@ from pevl_cli.cache import cache_folder
 from pevl_cli.data import clips as clips_module
 from pevl_cli.data.clips import Clips, LeftOut, write_left_out
 from pevl_cli.data.loader import Loader
-from pevl_cli.data.manifest import Item, read_manifest
+from pevl_cli.data.manifest import read_manifest
 from pevl_cli.data.sample_cache import SampleCache
 from pevl_cli.errors import PevlError, UsageError
 
@@ -275,16 +275,37 @@ def test_shots_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
     assert chosen[0] == chosen[1] and len({tuple(c) for c in chosen}) > 1
 
 
-def test_examples_are_shared_among_processes_and_unreadable_ones_left_out(moves: Path) -> None:
+def test_examples_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
     clips = clips_of(moves)
-    whole = list(clips.examples(2, seed=0))
-    assert [label for label, _ in whole] == [0, 0, 1, 1, 2, 2]
-    shares = [list(clips.examples(2, 0, rank, 2)) for rank in (0, 1)]
-    paths = [sample.path for _, sample in whole]
-    assert [s.path for _, s in shares[0]] == paths[::2]
-    assert [s.path for _, s in shares[1]] == paths[1::2]
-    clips.items[:5] = [Item(Path("gone.mp4"), item.label) for item in clips.items[:5]]
-    assert [label for label, _ in clips.examples(2, seed=0)] == [1, 1, 2, 2]
+    drawn = [clips.draw_examples(2, seed) for seed in (0, 0, 1, 2)]
+    assert all([clips.labels[i] for i in d] == [0, 0, 1, 1, 2, 2] for d in drawn)
+    assert drawn[0] == drawn[1] and len({tuple(d) for d in drawn}) > 1
+
+
+def test_the_check_is_shared_among_processes(moves: Path, own_cache: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    for name in ("x", "y"):
+        (data / "stay" / f"{name}.mp4").write_text("not a video")
+    alone = clips_of(data)
+    everything = alone.check(ignore)
+    reasons: dict[int, str] = {}
+    for _ in range(2):  # in the second round, each process gets the reasons of both
+        for rank in range(2):
+            monitored: list[int] = []
+
+            def listener(done: int, total: int, seen: list[int] = monitored) -> None:
+                seen.append(done)
+
+            def merge(part: dict[int, str]) -> dict[int, str]:
+                reasons.update(part)
+                return reasons
+
+            clips = clips_of(data)
+            left_out = clips.check(listener, rank=rank, world=2, merge=merge)
+            assert monitored == [min(2 * k, 17) for k in range(1, len(monitored) + 1)]
+            assert len(monitored) == (9, 8)[rank]
+    assert left_out == everything and len(left_out) == 2
+    assert clips.items == alone.items and clips.labels == alone.labels
 
 
 def test_a_loader_process_gets_no_samples_with_the_clips(moves: Path) -> None:

@@ -15,6 +15,7 @@ from tiny_runs import FAST, StopError, call, command, same, settings_of, stop_af
 from pevl_cli.data.batches import BatchPlan
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import read_manifest
+from pevl_cli.data.samples import view
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import encode_labels, normalise_prototypes, sum_video_features
@@ -72,7 +73,8 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     model, _ = checkpoint.load(tmp_path / "run" / "best")
     clips = Clips(read_manifest(moves).in_split("train"), facts.labels.names, model.config, None)
     assert model.prototypes is not None
-    expected = normalise_prototypes(sum_video_features(model, clips.examples(1, 0), 3))
+    views = ((clips.labels[i], view(clips[i], model.config)) for i in clips.draw_examples(1, 0))
+    expected = normalise_prototypes(sum_video_features(model, views, 3))
     torch.testing.assert_close(model.prototypes, expected, atol=2e-2, rtol=0)
 
 
