@@ -66,6 +66,18 @@ def test_loader_processes_give_the_same_and_stay_for_a_second_pass() -> None:
 
 
 @pytest.mark.slow
+def test_other_items_are_read_by_the_same_processes() -> None:
+    loader = Loader(with_process, workers=2)
+    first = list(loader.over([0, 1, 2, 5]))
+    _ = next(loader.over([7, 8, 9]))  # a pass that is not finished
+    second = list(loader.over(range(6)))
+    assert [r[0] for r in first if not isinstance(r, Unreadable)] == [[0], [1], [4], [25]]
+    assert [r.reason if isinstance(r, Unreadable) else r[0] for r in second] == EXPECTED
+    pids = [{r[1] for r in rows if not isinstance(r, Unreadable)} for rows in (first, second)]
+    assert pids[0] == pids[1] and len(pids[0]) == 2
+
+
+@pytest.mark.slow
 def test_a_killed_loader_process_is_one_clear_error() -> None:
     with pytest.raises(PevlError, match=r"loader process ended .* try fewer --workers"):
         list(Loader(end_the_process, range(8), workers=1))
@@ -89,10 +101,10 @@ def test_reading_draws_nothing_from_the_global_random_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("device", "expected_device", "expected_threads"),
-    [("cuda", "cuda:1", 1), ("cuda:0", "cuda:0", 1), ("cpu", "cpu", 4)],
+    [("cuda", "cuda:1", 1), (None, "cuda:1", 1), ("cuda:0", "cuda:0", 1), ("cpu", "cpu", 4)],
 )
 def test_each_process_has_its_gpu_or_its_share_of_the_cores(
-    device: str, expected_device: str, expected_threads: int, monkeypatch: pytest.MonkeyPatch
+    device: str | None, expected_device: str, expected_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = SimpleNamespace(device=device)
     worker = SimpleNamespace(dataset=SimpleNamespace(detector=detector), num_workers=4)
