@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,15 @@ def end_the_process(item: int) -> int:
 
 def plain(results: list[Any]) -> list[Any]:
     return [r.reason if isinstance(r, Unreadable) else r.tolist() for r in results]
+
+
+def with_gpu(reader: Any, item: int) -> tuple[int, str]:
+    """As extraction: ``reader`` holds the detector that the loader knows."""
+    return os.getpid(), reader.detector.device
+
+
+if "FAKE_GPUS" in os.environ:  # also in loader processes, which import this file
+    torch.cuda.device_count = lambda: int(os.environ["FAKE_GPUS"])
 
 
 EXPECTED = [[0], [1], [4], "three cannot be read", "no such file: no such file or directory.", [25]]
@@ -116,6 +126,20 @@ def test_each_process_has_its_gpu_or_its_share_of_the_cores(
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
     loader_module._begin_worker(3)
     assert (detector.device, threads) == (expected_device, [expected_threads])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "expected"), [("cuda", {0, 1}), ("cuda:1", {1})])
+def test_a_process_uses_one_gpu(
+    device: str, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    detector: Any = SimpleNamespace(device=device)
+    read = partial(with_gpu, SimpleNamespace(detector=detector))
+    used = list(Loader(read, range(12), workers=3, detector=detector))
+    assert len({pid for pid, _ in used}) == 3 == len(set(used)), "one GPU for each process"
+    assert {name for _, name in used} == {f"cuda:{number}" for number in expected}
+    assert detector.device == device, "unchanged in this process"
 
 
 def test_the_number_of_processes_is_by_the_machine_unless_it_is_given(
