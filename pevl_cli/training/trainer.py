@@ -91,7 +91,8 @@ class Trainer:
         if settings.optim.ema_decay:
             average = get_ema_multi_avg_fn(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.validator = Validator(labels, self.fabric, self.test_precision)
+        self.workers = worker_count(settings.data.workers, self.fabric.device.type)
+        self.validator = Validator(labels, self.fabric, self.test_precision, self.workers)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
         self.prototypes: Tensor | None = None  # (C, e) of the current weights; None: not computed
@@ -319,8 +320,7 @@ class Trainer:
 
     def _batches(self, clips: Clips, plan: BatchPlan) -> Iterator[Batch]:
         augmented = AugmentedClips(clips, self.augmentation, self.settings.run.seed)
-        workers = worker_count(self.settings.data.workers, self.fabric.device.type)
-        return load_batches(augmented, plan, workers)
+        return load_batches(augmented, plan, self.workers)
 
     # -- what is stored -------------------------------------------------------------------------
 
