@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import islice, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pevl_cli.data.samples import Sample, collate, view
@@ -42,9 +43,10 @@ def cut_views(
 ) -> list[Batch]:
     """The V views of a sample that are matched, each a batch of one.
 
-    ``views`` crops (1 to 3), and with ``flip_at_test`` also the mirror image after each crop.
+    ``views`` crops (1 or 3), and with ``flip_at_test`` also the mirror image after each crop.
     """
-    variants = product(range(views), (False, True) if flip_at_test else (False,))
+    crops: Sequence[int | None] = [None] if views == 1 else range(views)
+    variants = product(crops, (False, True) if flip_at_test else (False,))
     return [view(sample, config, *variant) for variant in variants]
 
 
@@ -52,7 +54,8 @@ def cut_views(
 def match_views(model: PeVL, clips: Sequence[Sequence[Batch]], texts: Texts) -> Similarities:
     """Match N clips, V views each, with C labels, in V forward passes.
 
-    Values (N, B, C) and video features (N, e) or None: the means over the views, on the CPU.
+    Values (N, B, C) and video features (N, e) or None, on the CPU: the means over the views, the
+    features of unit length again.
     """
     device = model.logit_scale.device
     matches = [
@@ -61,7 +64,9 @@ def match_views(model: PeVL, clips: Sequence[Sequence[Batch]], texts: Texts) -> 
     ]
     values = torch.stack([match.values for match in matches]).mean(0).float().cpu()
     videos = [m.video_features for m in matches if m.video_features is not None]
-    return Similarities(values, torch.stack(videos).mean(0).cpu() if videos else None)
+    if not videos:
+        return Similarities(values)
+    return Similarities(values, F.normalize(torch.stack(videos).mean(0), dim=-1).cpu())
 
 
 @torch.inference_mode()

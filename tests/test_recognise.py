@@ -37,7 +37,7 @@ def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [
-                recogniser.model.match(view(sample, recogniser.model.config, 0, way), texts)
+                recogniser.model.match(view(sample, recogniser.model.config, None, way), texts)
                 for way in (False, True)
             ]
             each = [one.values for one in each]
@@ -74,3 +74,25 @@ def test_prototype_similarity_is_that_of_the_given_labels(
     assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
     assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
     assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "not trained on"
+
+
+@pytest.mark.parametrize(
+    ("fitted_views", "views", "warned"), [(1, 3, True), (3, 1, True), (3, None, False)]
+)
+def test_scores_fitted_with_other_crops_are_told(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    make_video: MakeVideo,
+    fitted_views: int,
+    views: int | None,
+    warned: bool,
+) -> None:
+    folder = tmp_path / "fitted"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["views_at_test"] = fitted_views
+    config["calibration"] = {"temperature": 0.1, "split": "val", "clips": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    recogniser = recognise.load(folder, use_pose=False, device="cpu")
+    answer = recogniser.classify(make_video(), ["jump", "turn"], views=views)
+    assert any(f"--views {fitted_views}" in warning for warning in answer.warnings) == warned

@@ -26,7 +26,7 @@ from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore
 
 # Part of each cache key; to be increased when the code changes the samples of a clip.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 GIBIBYTE = 1 << 30
 MAX_POSE_SAMPLES = 50_000  # maximum number of pose-only samples in memory, 10 kB each
 

@@ -145,6 +145,7 @@ def _read(entry: Path, path: Path) -> Sample:
             frames=frames if frames.size else None,
             joints=arrays["joints"],
             size=(int(size[0]), int(size[1])),
+            upright=bool(arrays["upright"]),
             side_px=float(arrays["side_px"]),
             start_s=float(arrays["start_s"]),
             end_s=float(arrays["end_s"]),

@@ -88,10 +88,11 @@ class TrainSettings(Section):
 
 # "paper": what the paper says (Sec. 4.1: AdamW, base rate 8e-6, weight decay 0.05, 50 epochs, 3 of
 # them warm-up, cosine to 0), and X-CLIP's recipe, its [38], from which these come: new weights
-# learn at ten times the base rate, beta2 is 0.98, vectors and temperatures have no decay. Batch
-# size, clipping of gradients and augmentation are not given; they are the defaults above: ours.
+# learn at ten times the base rate, beta2 is 0.98, vectors and temperatures have no decay. Three
+# crops at test are the paper's. Batch size, clipping of gradients and augmentation are not given;
+# they are the defaults above: ours.
 PAPER: dict[str, Any] = {
-    "model": {"contrast": "batch"},
+    "model": {"contrast": "batch", "views_at_test": 3},
     "optim": {
         "epochs": 50,
         "lr": 8e-5,

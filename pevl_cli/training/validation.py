@@ -60,7 +60,8 @@ class ViewReader:
 
     def __call__(self, item: Item) -> list[Batch]:
         """As in `cut_views`. PevlError or OSError if the clip is unreadable."""
-        return cut_views(self.clips.read(item), self.config, flip_at_test=self.flip_at_test)
+        views = self.config.views_at_test
+        return cut_views(self.clips.read(item), self.config, views, self.flip_at_test)
 
 
 class Validator:
