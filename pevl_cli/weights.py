@@ -270,7 +270,8 @@ def _offline(name: str, error: Exception, downloaded: Path | None = None) -> Pev
             f"{name}: was downloaded before ({downloaded}), but could not be checked: its "
             f"publisher's list cannot be read ({reason})."
         )
+    option = f"--clip {name}:FILE" if ":" in name else "--pose-weights FILE"
     return PevlError(
         f"{name}: could not be downloaded ({reason}). Is there a network? Or download the file on "
-        "another computer, copy it, and name it with --pose-weights or --clip."
+        f"another computer, copy it, and name it with {option}."
     )

@@ -33,7 +33,7 @@ ONLY = {
     "ultralytics": {"pose.detector"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "open_clip": {"model.clip"},
+    "open_clip": {"model.clip_source", "model.tokeniser"},
     "lightning_fabric": {"training"},
     "plotly": {"evaluation.report_page"},
     "jinja2": {"evaluation.report_page"},

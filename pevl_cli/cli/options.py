@@ -91,7 +91,11 @@ Workers = Annotated[
 ]
 
 # -- model and device
-Clip = Annotated[str | None, typer.Option(help="CLIP weights: NAME:TAG of open_clip, or a file.")]
+CLIP_SOURCES = (
+    "CLIP weights: NAME:TAG of open_clip, or a file: FILE if it says how it was trained (OpenAI's "
+    "archives, the hub's cache), otherwise NAME:FILE, such as ViT-B-16-quickgelu:FILE."
+)
+Clip = Annotated[str | None, typer.Option(help=CLIP_SOURCES)]
 Config = Annotated[
     str | None,
     typer.Option(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pevl_cli.model.adapters import Adapter, Block
-from pevl_cli.model.clip import TextTower, VisualTower, tokenise
+from pevl_cli.model.clip import TextTower, VisualTower
 from pevl_cli.model.config import ModelConfig, Similarity
 from pevl_cli.model.features import Batch, Features, Texts
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
 from pevl_cli.model.pose_embedding import HeatmapEmbedding, PoseEmbedding
 from pevl_cli.model.sgmc import Similarities, fine_similarity
+from pevl_cli.model.tokeniser import tokenise
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: the largest log 1/τ, as in CLIP.

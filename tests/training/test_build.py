@@ -17,9 +17,10 @@ from pevl_cli.data.batches import BatchPlan
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import state_digest
+from pevl_cli.model.clip_weights import ClipWeights
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.weights_file import state_digest
 from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training import build
 from pevl_cli.training.build import load_settings_with_init, make_model
@@ -135,8 +136,8 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     model = tiny_model(seed=5, **ON_CLIP)
     towers = {k: v for k, v in model.state_dict().items() if k.startswith(checkpoint.BASE_PREFIXES)}
 
-    def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
-        return dict(towers), config, state_digest(towers)
+    def load_clip(source: str, config: ModelConfig, trained: bool = False) -> ClipWeights:
+        return ClipWeights(dict(towers), config, 4.25, state_digest(towers))
 
     for module in (build, checkpoint):
         monkeypatch.setattr(module, "load_clip", load_clip)
@@ -170,6 +171,17 @@ def test_the_towers_start_from_clip_and_are_trained_only_when_asked(
     moved = [n for n in clip if not torch.equal(model.state_dict()[n], clip[n])]
     assert any(name.startswith(blocks) for name in moved) is train_base
     assert bool(moved) is train_base
+
+
+def test_the_temperature_starts_as_the_towers_own(clip: dict[str, Tensor], tmp_path: Path) -> None:
+    model, base = make_model(on_clip(), LABEL_SET)
+    assert model.logit_scale.item() == 4.25
+    folder = stored(model, base, tmp_path / "best")
+    assert checkpoint.load(folder)[0].logit_scale.item() == 4.25
+    assert make_model(on_clip(init=str(folder)), LABEL_SET)[0].logit_scale.item() == 4.25
+    settings = on_clip("model.base=none", "model.train_base=true", clip=None)
+    without, _ = make_model(settings, LABEL_SET)
+    assert without.temperature.item() == pytest.approx(0.07)
 
 
 def test_a_trained_base_is_stored_and_loaded_without_clip(

@@ -1,0 +1,211 @@
+"""Which weights ``--clip`` names, and what their file does not contain: how they were trained.
+
+Of open_clip, its tables of architectures and published weights are used, and its download.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pevl_cli.errors import PevlError
+from pevl_cli.model.config import CONFIGS
+from pevl_cli.model.sizes import Sizes, difference
+
+CONFIG_FILE = "open_clip_config.json"  # beside the weights in a repository of the hub
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+# open_clip's default.
+OPENAI_NORMALISATION = CONFIGS["vit-b-16"].image_mean, CONFIGS["vit-b-16"].image_std
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Weights of CLIP: a file, and the NAME and TAG that it was named with."""
+
+    text: str  # as the user wrote it
+    file: Path
+    name: str | None = None  # an architecture of open_clip
+    tag: str | None = None  # published weights of this architecture
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How weights were trained; normalisation (mean, std) None: not known."""
+
+    quick_gelu: bool
+    normalisation: Normalisation | None
+
+
+def find_clip(text: str) -> ClipSource:
+    """The weights that NAME:TAG, FILE, NAME:FILE or NAME:TAG:FILE names.
+
+    NAME:TAG is downloaded, unless it is in the hub's cache. PevlError if there are none.
+    """
+    import open_clip
+
+    path = Path(text).expanduser()
+    if path.is_file():
+        return ClipSource(text, path)
+    name, _, rest = text.partition(":")
+    if name not in open_clip.list_models():
+        raise PevlError(
+            f"{text}: neither a weights file nor NAME:TAG or NAME:FILE with a model of open_clip "
+            "as NAME, such as ViT-B-16-quickgelu:openai."
+        )
+    path = Path(rest).expanduser()
+    if path.is_file():
+        return ClipSource(text, path, name)
+    tag, _, file = rest.partition(":")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        known = ", ".join(tags) or "none"
+        raise PevlError(
+            f"{text}: '{rest}' is neither a file nor published weights of {name} (tags: {known})."
+        )
+    if file:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise PevlError(f"{text}: there is no file {file}.")
+        return ClipSource(text, path, name, tag)
+    try:
+        path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+    except Exception as error:  # open_clip and the hub client raise many kinds
+        reason = (str(error).strip() or "no reason given").splitlines()[0].split(". ")[0]
+        raise PevlError(
+            f"{text}: could not be downloaded ({type(error).__name__}: {reason}). Without a "
+            f"network, copy the weights file here and give --clip {text}:FILE."
+        ) from error
+    return ClipSource(text, path, name, tag)
+
+
+def traits(source: ClipSource, by_openai: bool, sizes: Sizes) -> Traits:
+    """How the weights of a source were trained.
+
+    ``by_openai``: the file is an archive of OpenAI. ``sizes``: those of the file. PevlError when
+    neither the name nor the file says it, or when they contradict each other.
+    """
+    import open_clip
+
+    if source.name is not None and source.tag is not None:
+        return _published(source.name, source.tag)
+    stated = _stated(source.file, by_openai)
+    if source.name is None:
+        if stated is None:
+            names = [n for n in open_clip.list_models() if _named_sizes(n) == sizes]
+            raise PevlError(
+                f"{source.file}: does not say how its weights were trained; name the architecture "
+                f"with --clip NAME:FILE (NAME: {', '.join(names) or 'a model of open_clip'}; "
+                f"quickgelu: OpenAI's activation), or put its {CONFIG_FILE} beside it."
+            )
+        return stated
+    unlike = difference(sizes, _named_sizes(source.name))
+    if unlike:
+        raise PevlError(f"{source.text}: the file is not {source.name}: {unlike}.")
+    quick_gelu = _named_quick_gelu(source.name)
+    if stated is None:
+        return Traits(quick_gelu, _usual_normalisation(source.name, quick_gelu))
+    if stated.quick_gelu != quick_gelu:
+        activation = "QuickGELU" if stated.quick_gelu else "GELU"
+        raise PevlError(
+            f"{source.text}: the file says that it was trained with {activation}, unlike "
+            f"{source.name}; leave '{source.name}:' out."
+        )
+    return stated
+
+
+def say_normalisation(source: ClipSource) -> PevlError:
+    """The error for a file whose normalisation is not known: which tags to name it with."""
+    assert source.name is not None
+    tags = _tags_by_normalisation(source.name, _named_quick_gelu(source.name))
+    ways = " or ".join(
+        f"{source.name}:{tag}:FILE (mean {mean[0]:.2g})" for (mean, _), tag in tags.items()
+    )
+    return PevlError(
+        f"{source.text}: published weights of {source.name} have different normalisations; say "
+        f"which one this file has: --clip {ways}, or --set model.image_mean and model.image_std."
+    )
+
+
+def _stated(file: Path, by_openai: bool) -> Traits | None:
+    """What a file, its place in the hub's cache, or the config beside it states."""
+    import open_clip
+
+    if by_openai:
+        return Traits(True, OPENAI_NORMALISATION)
+    cached = [p.name for p in file.absolute().parents if p.name.startswith("models--")]
+    for name, tag in open_clip.list_pretrained() if cached else []:
+        repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").strip("/")
+        if repository == cached[0].removeprefix("models--").replace("--", "/"):
+            return _published(name, tag)
+    beside = file.parent / CONFIG_FILE
+    if not beside.is_file():
+        return None
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        picture = content.get("preprocess_cfg", {})
+        mean, std = OPENAI_NORMALISATION
+        normalisation = _three(picture.get("mean", mean)), _three(picture.get("std", std))
+        return Traits(bool(content["model_cfg"].get("quick_gelu", False)), normalisation)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PevlError(f"{beside}: cannot be read as open_clip's config ({error!r}).") from error
+
+
+def _published(name: str, tag: str) -> Traits:
+    """The traits of published weights. The tag decides: `ViT-B-16:openai` has QuickGELU too."""
+    import open_clip
+
+    published = open_clip.get_pretrained_cfg(name, tag)
+    normalisation = _three(published["mean"]), _three(published["std"])
+    return Traits(bool(published.get("quick_gelu", False)), normalisation)
+
+
+def _usual_normalisation(name: str, quick_gelu: bool) -> Normalisation | None:
+    """That of all published weights of an architecture; None if they differ."""
+    tags = _tags_by_normalisation(name, quick_gelu)
+    if len(tags) > 1:
+        return None
+    return next(iter(tags), OPENAI_NORMALISATION)
+
+
+def _tags_by_normalisation(name: str, quick_gelu: bool) -> dict[Normalisation, str]:
+    """Each normalisation of an architecture's published weights, and one tag that has it."""
+    import open_clip
+
+    found: dict[Normalisation, str] = {}
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        published = _published(name, tag)
+        if published.quick_gelu == quick_gelu and published.normalisation is not None:
+            found[published.normalisation] = tag
+    return found
+
+
+def _named_quick_gelu(name: str) -> bool:
+    import open_clip
+
+    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+
+
+def _named_sizes(name: str) -> Sizes:
+    """The sizes of an architecture of open_clip; those that it does not state are left out."""
+    import open_clip
+
+    model = open_clip.get_model_config(name) or {}
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    stated = {
+        "patch_size": vision.get("patch_size"),
+        "width": vision.get("width"),
+        "layers": vision.get("layers"),
+        "embed_dim": model.get("embed_dim"),
+        "text_width": text.get("width"),
+        "text_layers": text.get("layers"),
+        "context_length": text.get("context_length"),
+        "vocab_size": text.get("vocab_size"),
+    }
+    return {field: value for field, value in stated.items() if value is not None}
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -1,0 +1,133 @@
+"""Load CLIP's weights, by open_clip's name or from a file, for both towers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from pevl_cli.errors import PevlError
+from pevl_cli.model import sizes
+from pevl_cli.model.clip import TextTower, VisualTower
+from pevl_cli.model.clip_source import ClipSource, find_clip, say_normalisation, traits
+from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.weights_file import read_weights, state_digest
+
+# Entries beside the weights in OpenAI's archives; files of other publishers do not have them.
+OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """The weights of both towers, and the config that they fit."""
+
+    state: dict[str, Tensor]  # names `visual.…` and `text.…`, float32
+    config: ModelConfig
+    logit_scale: float  # log 1/τ of their training
+    digest: str  # `state_digest` of ``state``
+
+
+def load_clip(
+    source: str, config: ModelConfig | None = None, *, trained: bool = False
+) -> ClipWeights:
+    """Weights of both towers from ``source``: open_clip's NAME:TAG, or a file.
+
+    FILE alone is enough if it says how it was trained: an archive of OpenAI, a file in the hub's
+    cache, a file beside its `open_clip_config.json`. NAME:FILE has the activation of open_clip's
+    architecture NAME, and NAME:TAG:FILE activation and normalisation of the published weights
+    NAME:TAG.
+
+    The config of the result is ``config``, or the one of CONFIGS with the sizes of the file, with
+    activation and normalisation of the weights. Values of ``config`` that differ from its preset
+    are kept: the user has set them. ``trained``: ``config`` belongs to a checkpoint and is kept.
+    Position embeddings are interpolated to the image size of ``config``.
+
+    PevlError when the weights cannot be loaded, do not fit, or do not say how they were trained.
+    """
+    found = find_clip(source)
+    raw = read_weights(found.file)
+    by_openai = raw.keys() >= OPENAI_NUMBERS
+    try:
+        logit_scale = float(raw["logit_scale"])
+        state = {name: value.float() for name, value in from_open_clip_names(raw).items()}
+        have, image_size = sizes.state_sizes(state), sizes.image_size(state)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise PevlError(
+            f"{source}: is not CLIP with open_clip's or OpenAI's names of the weights ({error})."
+        ) from error
+    if config is None:
+        config = _config_with(have, source).model_copy(update={"image_size": image_size})
+    unlike = sizes.difference(have, sizes.config_sizes(config))
+    if unlike:
+        other = sizes.config_with(have)
+        hint = f"; hint: it fits config '{other.name}'" if other else ""
+        raise PevlError(f"{source}: does not fit config '{config.name}': {unlike}{hint}.")
+    if not trained:
+        config = _as_trained(config, found, by_openai, have)
+    positions = "visual.positional_embedding"
+    state[positions] = _interpolated(state[positions], config.grid)
+    _check_shapes(state, config, source)
+    return ClipWeights(state, config, logit_scale, state_digest(state))
+
+
+def _config_with(have: sizes.Sizes, source: str) -> ModelConfig:
+    config = sizes.config_with(have)
+    if config is None:
+        known = ", ".join(c.name for c in CONFIGS.values() if c.base == "clip")
+        listed = ", ".join(f"{field} {size}" for field, size in have.items())
+        raise PevlError(f"{source}: fits none of the configs {known}: it has {listed}.")
+    return config
+
+
+def _as_trained(
+    config: ModelConfig, source: ClipSource, by_openai: bool, have: sizes.Sizes
+) -> ModelConfig:
+    """The config with activation and normalisation of the weights, except what the user has set."""
+    preset = CONFIGS.get(config.name, config)
+    trained = traits(source, by_openai, have)
+    changes: dict[str, object] = {"quick_gelu": trained.quick_gelu}
+    if trained.normalisation is not None:
+        changes["image_mean"], changes["image_std"] = trained.normalisation
+    elif (config.image_mean, config.image_std) == (preset.image_mean, preset.image_std):
+        raise say_normalisation(source)
+    user_set = {name for name in changes if getattr(config, name) != getattr(preset, name)}
+    return config.model_copy(update={k: v for k, v in changes.items() if k not in user_set})
+
+
+def _interpolated(positions: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1 + P, d) for another number of patches, as open_clip does it."""
+    side = isqrt(len(positions) - 1)
+    if side == grid:
+        return positions
+    picture = rearrange(positions[1:], "(r c) d -> 1 d r c", r=side)
+    picture = F.interpolate(picture, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([positions[:1], rearrange(picture, "1 d r c -> (r c) d")])
+
+
+def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
+    """PevlError when a name or shape of the towers' weights does not fit the config."""
+    with torch.device("meta"):
+        towers = {"visual": VisualTower(config), "text": TextTower(config)}
+    expected = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
+    for key in sorted(expected.keys() | state.keys()):
+        if key not in expected or key not in state or expected[key] != state[key].shape:
+            raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
+
+
+def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert names of open_clip's weights to PeVL's: the text tower gets the prefix `text.`.
+
+    The result has no temperature, no attention mask, and none of OPENAI_NUMBERS. Tensors (…) are
+    unchanged.
+    """
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("visual."):
+            renamed[key] = value
+        elif key not in {"logit_scale", "logit_bias", *OPENAI_NUMBERS}:
+            renamed[f"text.{key.removeprefix('text.')}"] = value
+    return {k: v for k, v in renamed.items() if not k.endswith("attn_mask")}
