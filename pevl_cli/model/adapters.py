@@ -1,11 +1,13 @@
 """CLIP's transformer blocks, and the adapters that are added to frozen blocks.
 
-Shapes: B sequences of n tokens of width d, (B, n, d).
+Shapes: B sequences of n tokens of width d, (B, n, d). The residual stream x is in float32 also if
+attention and MLP compute in half precision.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -36,6 +38,18 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (…, d) -> the term that the adapter adds, (…, d)."""
         return self.up(nn.functional.gelu(self.down(x)))
+
+
+def make_adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
+    """One adapter of each kind for each layer."""
+    return nn.ModuleList(
+        nn.ModuleDict({kind: Adapter(width, bottleneck) for kind in kinds}) for _ in range(layers)
+    )
+
+
+def adapter_pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
+    """The adapters of each of the layers; None for each if there are none."""
+    return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
 
 
 class Block(nn.Module):
@@ -70,7 +84,7 @@ class Block(nn.Module):
         qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
         q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
         logits = q[:, :, :1] @ k.transpose(-1, -2) / (width // heads) ** 0.5
-        return logits.softmax(-1).mean(1)[:, 0]
+        return logits.to(x.dtype).softmax(-1).mean(1)[:, 0]
 
     def forward(
         self, x: Tensor, adapters: nn.ModuleDict | None, mask: Tensor | None = None

@@ -25,7 +25,7 @@ from pevl_cli.model.clip_weights import load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
-FORMAT = 2
+FORMAT = 3
 BASE_PREFIXES = ("visual.", "text.")  # of the names of CLIP's weights
 
 
@@ -145,6 +145,8 @@ def read_facts(folder: Path) -> Facts:
             )
         if isinstance(raw, dict) and raw.get("format") == 1:
             raw = _from_format_1(raw, file)
+        if isinstance(raw, dict) and raw.get("format") == 2:
+            raw = _from_format_2(raw)
         return Facts.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
@@ -161,7 +163,7 @@ REMOVED = {"stem": "conv3d", "class_token": "patches", "crop": "actor", "video_t
 
 def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     """Convert a config.json of format 1 (commit 4854232 and before) to format 2."""
-    raw = raw | {"format": FORMAT}
+    raw = raw | {"format": 2}
     if isinstance(raw.get("model"), dict):
         model = dict(raw["model"])
         for key, value in REMOVED.items():
@@ -181,6 +183,14 @@ def _from_format_1(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         calibration["typical_agreement"] = calibration.pop("agreement", None)
         calibration["prototype"] = calibration.pop("familiarity", None)
         raw["calibration"] = calibration
+    return raw
+
+
+def _from_format_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Convert a config.json of format 2, whose models pool a frame's class token only."""
+    raw = raw | {"format": FORMAT}
+    if isinstance(raw.get("model"), dict):
+        raw["model"] = {"frame_pool": "class"} | raw["model"]
     return raw
 
 

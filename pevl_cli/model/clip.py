@@ -17,10 +17,13 @@ from pevl_cli.model.adapters import Transformer
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
 from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
+from pevl_cli.model.precision import full_precision
 
 
 class VisualTower(nn.Module):
     """CLIP's image tower: embedding, blocks, final norm and projection."""
+
+    prefix_tokens = 1  # class tokens before the patches
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -57,22 +60,33 @@ class VisualTower(nn.Module):
             patches = rearrange(patches, "n d t r c -> (n t) d r c")
         else:
             patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
-        x = patches.flatten(2).permute(0, 2, 1)
-        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        # The residual stream, in float32 from here on.
+        x = patches.flatten(2).permute(0, 2, 1).to(self.class_embedding.dtype)
+        class_token = self.class_embedding.expand(len(x), 1, -1)
         if self.add_patch_mean:
             class_token = class_token + x.mean(1, keepdim=True)
         if self.body is not None and joints is not None:
             body = self.body(maps or [patches], joints).to(x.dtype)
             class_token = class_token + rearrange(body, "n t d -> (n t) 1 d")
-        x = torch.cat([class_token, x], 1) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([class_token, x], 1) + self.positional_embedding
         assert len(x) == n * frames.shape[1]
         out: Tensor = self.ln_pre(x)
         return out
 
     def project(self, tokens: Tensor) -> Tensor:
-        """CLIP's final norm and projection into the joint space: (…, d) -> (…, e)."""
-        out: Tensor = self.ln_post(tokens) @ self.proj
+        """CLIP's final norm and projection into the joint space, in float32: (…, d) -> (…, e)."""
+        with full_precision(tokens.device):
+            out: Tensor = self.ln_post(tokens) @ self.proj
         return out
+
+    def frame_feature(self, tokens: Tensor) -> Tensor:
+        """The feature of a video frame, from its class and patch tokens: (…, n, d) -> (…, e)."""
+        return self.project(tokens[..., 0, :])
+
+    def pooled_feature(self, tokens: Tensor, use: Tensor) -> Tensor:
+        """The feature of the tokens in use: (…, n, d), bool (…, n), one of n at least -> (…, e)."""
+        share = use / use.sum(-1, keepdim=True)
+        return self.project((tokens * share[..., None].to(tokens.dtype)).sum(-2))
 
 
 class TextTower(nn.Module):
@@ -101,14 +115,16 @@ class TextTower(nn.Module):
         """
         length = ids.shape[1]
         x = self.token_embedding(ids)
-        x = x + self.positional_embedding[:length].to(x.dtype)
+        x = x + self.positional_embedding[:length]
         # Not a buffer: averaging its infinities over training steps would give NaN.
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         for block, pair in zip(self.transformer.blocks, adapters, strict=True):
             x = block(x, pair, mask)
-        x = self.ln_final(x)
         end = ids.argmax(-1)
-        sentences = x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+        with full_precision(x.device):
+            x = self.ln_final(x)
+            sentences = x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+            words = x @ self.text_projection
         position = torch.arange(length, device=ids.device)[None]
         word_mask = (position > 0) & (position < end[:, None])
-        return sentences, x @ self.text_projection, word_mask
+        return sentences, words, word_mask

@@ -54,6 +54,9 @@ class ModelConfig(BaseModel):
     allow_missing_joints: bool = False  # missing joints of a skeleton = not visible
     pose_layers: int | None = None  # number of shared blocks for the pose; None = all
     pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, pose only
+    # Tokens that make a frame's pose feature F: all in use, or, as in pevl-mini and checkpoints of
+    # format 2, the class token, into which V2P's background then flows.
+    frame_pool: Literal["tokens", "class"] = "tokens"
     pose_pool: Literal["mean", "max"] = "mean"  # pooling of frame features into the clip's
     # "full": the middle square of the frame (as in the paper); "follow": this square moved to the
     # actor and enlarged until it contains the whole body.

@@ -7,14 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float | Tensor, clips: Tensor | None = None
+) -> Tensor:
     """NT-Xent: move each a_i closer to b_i than to the other b_j. a, b (N, e) -> scalar.
 
+    ``clips`` (N,) int: rows with the same number are of one clip and are no negatives of each
+    other; None: all rows are different clips.
+
     Source: PeVL Eq. (3). Differs: batch mean instead of the sum, so that the loss does not grow
-    with the batch size; both directions averaged ("symmetric similarities", Sec. 3.2.3).
+    with the batch size; both directions averaged ("symmetric similarities", Sec. 3.2.3); a clip
+    that occurs twice in a batch is not its own negative.
     """
     logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
     target = torch.arange(len(a), device=a.device)
+    if clips is not None:
+        same = clips[:, None] == clips[None]
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, -torch.inf)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -28,7 +38,8 @@ def semantic_guided_loss(
 
     Source: PeVL Eq. (5) and (6). Differs: a batch may repeat a label, so the target is uniform
     over all clips of the same label; with distinct labels this is the paper's formula, whose
-    second numerator lacks the temperature (a misprint).
+    second numerator lacks the temperature (a misprint). And Eq. (6) prints KL(p, q), which is
+    infinite where the true q is 0; here it is KL(q ‖ p), as in ActionCLIP.
     """
     positive = labels[:, None] == labels[None]
     weights = pair_weights(text_similarity, positive)

@@ -11,18 +11,20 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pevl_cli.model.adapters import Adapter, Block
+from pevl_cli.model.adapters import Block, adapter_pairs, make_adapters
 from pevl_cli.model.clip import TextTower, VisualTower
 from pevl_cli.model.config import ModelConfig, Similarity
 from pevl_cli.model.features import Batch, Features, Texts
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
 from pevl_cli.model.pose_embedding import HeatmapEmbedding, PoseEmbedding
-from pevl_cli.model.sgmc import Similarities, fine_similarity
+from pevl_cli.model.precision import convert_matrices, full_precision, half_precision
+from pevl_cli.model.sgmc import Similarities, combine, fine_similarity, has_modality
 from pevl_cli.model.tokeniser import tokenise
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: the largest log 1/τ, as in CLIP.
 MAX_LOGIT_SCALE = 4.6052
+IN_FLOAT32 = ("pose_embedding", "join")  # parts that `cast` leaves as they are
 
 
 class PeVL(nn.Module):
@@ -39,12 +41,13 @@ class PeVL(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False  # recompute the blocks' activations in the backward pass
+        self.compute_dtype = torch.float32  # of matrix products, see `cast`
         width, quarter = config.width, config.width // 4
         self.visual = VisualTower(config)  # video and pose share its blocks (Sec. 4.1)
         if config.text:
             self.text: TextTower | None = TextTower(config)
             bottleneck = config.text_width // 2
-            self.text_adapters = _adapters(
+            self.text_adapters = make_adapters(
                 config.text_layers if config.text_adapters else 0,
                 ("attention", "mlp"),
                 config.text_width,
@@ -54,13 +57,13 @@ class PeVL(nn.Module):
             self.text = None
             self.class_vectors = nn.Parameter(torch.randn(config.classes, config.embed_dim))
         if config.video:
-            self.video_adapters = _adapters(
+            self.video_adapters = make_adapters(
                 config.layers if config.video_adapters else 0, ("attention", "mlp"), width, quarter
             )
         if config.pose:
             heatmap = config.pose_features == "heatmap"
             self.pose_embedding = (HeatmapEmbedding if heatmap else PoseEmbedding)(config)
-            self.pose_adapters = _adapters(
+            self.pose_adapters = make_adapters(
                 config.used_pose_layers if config.pose_adapters else 0,
                 ("time", "attention", "mlp"),
                 width,
@@ -88,6 +91,11 @@ class PeVL(nn.Module):
                 self.text.requires_grad_(False)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.logit_scale.device
+
+    @property
     def temperature(self) -> Tensor:
         """τ of the contrast with texts, scalar."""
         return 1 / self.logit_scale.exp()
@@ -99,12 +107,11 @@ class PeVL(nn.Module):
             scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def cast(self, dtype: torch.dtype) -> PeVL:
-        """Convert the towers to ``dtype``; coordinates and temperatures stay in float32."""
-        self.to(dtype)
-        if self.config.pose:
-            self.pose_embedding.float()
-        self.logit_scale.data = self.logit_scale.data.float()
-        self.image_mean, self.image_std = self.image_mean.float(), self.image_std.float()
+        """Compute the matrix products of towers and refinements in ``dtype``; see `precision`."""
+        self.compute_dtype = dtype
+        for name, part in self.named_children():
+            if name not in IN_FLOAT32:
+                convert_matrices(part, dtype)
         return self
 
     # -- encoders ---------------------------------------------------------------------------
@@ -118,8 +125,10 @@ class PeVL(nn.Module):
             vectors = F.normalize(self.class_vectors, dim=-1)
             no_words = vectors.new_zeros(len(vectors), 1, dtype=torch.bool)
             return Texts(vectors, vectors[:, None], no_words)
-        ids = tokenise(prompts, self.config).to(self.logit_scale.device)
-        sentences, words, mask = self.text(ids, _pairs(self.text_adapters, self.config.text_layers))
+        ids = tokenise(prompts, self.config).to(self.device)
+        adapters = adapter_pairs(self.text_adapters, self.config.text_layers)
+        with half_precision(self.device, self.compute_dtype):
+            sentences, words, mask = self.text(ids, adapters)
         return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
 
     def encode_video(self, frames: Tensor) -> Tensor:
@@ -133,48 +142,92 @@ class PeVL(nn.Module):
 
         ValueError when the batch has no modality that the model uses.
         """
-        config = self.config
+        with half_precision(self.device, self.compute_dtype):
+            return self._features(batch)
+
+    def _features(self, batch: Batch) -> Features:
+        config, visual = self.config, self.visual
         frames = batch.frames if config.video else None
         joints = batch.joints if config.pose else None
         video, pose, body = self._encode(frames, joints, batch.has_video)
         if video is None and pose is None:
             raise ValueError(f"the batch has neither modality that model '{config.name}' uses")
-        video_before = pose_before = None
-        refined_video, refined_pose = video, pose
-        seen = None if joints is None else joints[..., 2].amax(-1) > 0
-        if video is not None and pose is not None:
-            video_before = self.visual.project(video[:, :, 0])
-            pose_before = self.visual.project(pose[:, :, 0])
-            if config.p2v:
-                refined_video = self.p2v[str(config.layers - 1)](video, body)
-            if config.v2p:
-                refined_pose = self._enrich(pose, video, batch.has_video)
-        v = p = f = joined = None
-        if refined_video is not None:
-            v = F.normalize(self.visual.project(refined_video[:, :, 0]).mean(1), dim=-1)
-        if refined_pose is not None and seen is not None:
-            per_frame = self.visual.project(refined_pose[:, :, 0])
+        both = video is not None and pose is not None
+        refined = video
+        if video is not None and body is not None:
+            refined = self.p2v[str(config.layers - 1)](video, body)
+        v = p = f = seen = joined = video_before = pose_before = None
+        if video is not None and refined is not None:
+            v = F.normalize(visual.frame_feature(refined).mean(1), dim=-1)
+            video_before = visual.frame_feature(video).mean(1) if both else None
+        if pose is not None and joints is not None:
+            seen = joints[..., 2].amax(-1) > 0
+            use = self._tokens_in_use(pose, joints)
+            if both:
+                pose_before = _pool(self._pool_frames(pose, use), seen, config.pose_pool)
+            if refined is not None and video is not None and config.v2p:
+                source = video if config.frame_pool == "class" else refined
+                patches = source[:, :, visual.prefix_tokens :]
+                pose, use = self._enrich(pose, use, patches, batch.has_video)
+            per_frame = self._pool_frames(pose, use)
             f = F.normalize(per_frame, dim=-1)
             p = F.normalize(_pool(per_frame, seen, config.pose_pool), dim=-1)
         if "concat" in config.used_similarities:
-            masked = v
-            if v is not None and p is not None and batch.has_video is not None:
-                masked = v * batch.has_video[:, None]
-            streams = [x for x in (masked, p) if x is not None]
-            if len(streams) == config.video + config.pose:
-                joined = F.normalize(self.join(torch.cat(streams, -1)), dim=-1)
-        return Features(
-            video=v,
-            pose=p,
-            frames=f,
-            seen=seen,
-            has_video=batch.has_video if v is not None else None,
-            joined=joined,
-            video_before=None if video_before is None else video_before.mean(1),
-            pose_before=None
-            if pose_before is None or seen is None
-            else _pool(pose_before, seen, config.pose_pool),
+            joined = self._join(v, p, batch.has_video)
+        has_video = batch.has_video if v is not None else None
+        return Features(v, p, f, seen, has_video, joined, video_before, pose_before)
+
+    def _join(self, v: Tensor | None, p: Tensor | None, has_video: Tensor | None) -> Tensor | None:
+        """Both streams' features after one linear layer (N, e); None if a stream is absent."""
+        if v is not None and p is not None and has_video is not None:
+            v = v * has_video[:, None]
+        streams = [x for x in (v, p) if x is not None]
+        if len(streams) < self.config.video + self.config.pose:
+            return None
+        with full_precision(self.device):
+            return F.normalize(self.join(torch.cat(streams, -1)), dim=-1)
+
+    def _tokens_in_use(self, pose: Tensor, joints: Tensor) -> Tensor:
+        """The class token and the visible joints; of a heatmap all patches: (N, S, G) bool."""
+        use = pose.new_ones(pose.shape[:3], dtype=torch.bool)
+        if self.config.pose_features != "heatmap":
+            use[..., 1:] = joints[..., 2] > 0
+        return use
+
+    def _pool_frames(self, pose: Tensor, use: Tensor) -> Tensor:
+        """F before it is normalised: pose tokens (N, S, G, d) in use (N, S, G) -> (N, S, e)."""
+        if self.config.frame_pool == "class":
+            return self.visual.project(pose[:, :, 0])
+        return self.visual.pooled_feature(pose, use)
+
+    def _enrich(
+        self, pose: Tensor, use: Tensor, patches: Tensor, has_video: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """V2P at the 16 indexed frames of 48, and the background as last token. Sec. 3.2.2.
+
+        pose (N, S, G, d), in use (N, S, G), patches (N, T, P, d) -> (N, S, G + 1, d) and
+        (N, S, G + 1). The background is in use where V2P made one.
+
+        Differs: "group all pixels that belong to the corresponding pose tokens" is read as what
+        Eq. (2) does: each query gathers from all patches by its own weights.
+        """
+        indexed = pose[:, 1::3]
+        background = self.v2p.background.to(pose.dtype).expand_as(indexed[:, :, :1])
+        tokens = torch.cat([indexed, background], 2)
+        if self.config.frame_pool == "class":
+            added = self.v2p(indexed, patches)
+            added = torch.cat([added[:, :, :1] + added[:, :, -1:], added[:, :, 1:]], 2)
+        else:  # the class token is no query
+            added = F.pad(self.v2p(indexed[:, :, 1:], patches), (0, 0, 1, 0))
+        enriched = (
+            tokens.new_ones(len(tokens), dtype=torch.bool) if has_video is None else has_video
         )
+        refined = tokens + added * enriched[:, None, None, None]
+        rest = F.pad(pose, (0, 0, 0, 1))
+        triples = torch.stack([rest[:, 0::3], refined, rest[:, 2::3]], 2)
+        made = use.new_zeros(*use.shape[:2], 1)
+        made[:, 1::3] = enriched[:, None, None]
+        return rearrange(triples, "n t three g d -> n (t three) g d"), torch.cat([use, made], 2)
 
     def _encode(
         self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
@@ -190,15 +243,16 @@ class PeVL(nn.Module):
         pose = body = None
         if joints is not None:
             joints = joints.to(self.pose_embedding.norm.weight.dtype)
-            pose = self.pose_embedding(joints).to(self.visual.proj.dtype)
+            with full_precision(joints.device):  # half precision would move a joint
+                pose = self.pose_embedding(joints)
             count = config.used_pose_layers
             flat = rearrange(pose, "n s g d -> (n s) g d")
             for block, adapters in zip(
-                blocks[:count], _pairs(self.pose_adapters, count), strict=True
+                blocks[:count], adapter_pairs(self.pose_adapters, count), strict=True
             ):
                 pose, flat = self._checkpointed(self._pose_block, block, adapters, pose)
             if frames is not None and config.p2v:
-                body = self._weigh_body(blocks[count - 1], flat, joints)
+                body = self._weigh_body(blocks[count - 1] if count else None, flat, joints)
         if frames is None:
             return None, pose, None
         with_video = None if has_video is None else has_video.nonzero()[:, 0]
@@ -211,10 +265,10 @@ class PeVL(nn.Module):
         if not n:
             assert has_video is not None
             shape = len(has_video), t, 1 + config.grid**2, config.width
-            return self.visual.proj.new_zeros(shape), pose, all_bodies
+            return self.visual.class_embedding.new_zeros(shape), pose, all_bodies
         x = self.visual.embed(self._normalise(frames), indexed)
         for i, (block, adapters) in enumerate(
-            zip(blocks, _pairs(self.video_adapters, config.layers), strict=True)
+            zip(blocks, adapter_pairs(self.video_adapters, config.layers), strict=True)
         ):
             x = self._checkpointed(block, x, adapters)
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
@@ -234,9 +288,9 @@ class PeVL(nn.Module):
 
     def _normalise(self, frames: Tensor) -> Tensor:
         """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> CLIP's normalised input."""
-        dtype = self.visual.proj.dtype
         x = frames.to(torch.float32) / 255 if frames.dtype == torch.uint8 else frames.float()
-        return ((x - self.image_mean[:, None, None]) / self.image_std[:, None, None]).to(dtype)
+        x = (x - self.image_mean[:, None, None]) / self.image_std[:, None, None]
+        return x.to(self.visual.class_embedding.dtype)
 
     def _pose_block(
         self,
@@ -256,68 +310,48 @@ class PeVL(nn.Module):
         flat = rearrange(x, "n s g d -> (n s) g d")
         return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s), flat
 
-    def _weigh_body(self, block: Block, flat: Tensor, joints: Tensor) -> Tensor:
-        """M at the video's frames, (N, T, P), from the class token's attention to the joints."""
-        attention = rearrange(
-            block.class_attention(flat)[:, 1:], "(n s) j -> n s j", s=joints.shape[1]
-        )
-        visible = joints[..., 2]
+    def _weigh_body(self, block: Block | None, flat: Tensor, joints: Tensor) -> Tensor:
+        """M at the video's frames, (N, T, P), from the class token's attention to the joints.
+
+        ``block`` None: the model has no pose block; all visible joints weigh the same.
+
+        Differs: the paper says only "weights of all body joints from the last layer of Pose
+        Encoder" (Sec. 3.2.1). Here they are that layer's attention within a frame, of the class
+        token to each visible joint, mean of the heads, before the residual sum.
+        """
+        weights = joints[..., 2]
+        if block is not None:
+            attention = block.class_attention(flat)[:, 1:]
+            weights = weights * rearrange(attention, "(n s) j -> n s j", s=joints.shape[1])
         middle = slice(1, None, 3)  # the middle frames of the 16 triples of 48
         grid = (self.config.grid, self.config.grid)
-        # In float32: rounding to half precision can move a joint to another patch.
-        weights = (attention.float() * visible)[:, middle]
-        return patch_weights(joints[:, middle, :, :2], weights, grid).to(attention.dtype)
-
-    def _enrich(self, pose: Tensor, video: Tensor, has_video: Tensor | None) -> Tensor:
-        """V2P at the 16 indexed frames of 48: pose (N, S, G, d) -> (N, S, G, d). Sec. 3.2.2."""
-        indexed = self.v2p(pose[:, 1::3], video)
-        if has_video is not None:
-            indexed = torch.where(has_video[:, None, None, None], indexed, pose[:, 1::3])
-        triples = torch.stack([pose[:, 0::3], indexed, pose[:, 2::3]], 2)
-        return rearrange(triples, "n t three g d -> n (t three) g d")
+        return patch_weights(joints[:, middle, :, :2], weights[:, middle], grid)
 
     # -- matching -----------------------------------------------------------------------------
 
     def similarities(self, features: Features, texts: Texts) -> dict[Similarity, Tensor]:
         """The used similarities, each (N, C) in [-1, 1], float32."""
+        with_sentences = {"vs": features.video, "ps": features.pose, "concat": features.joined}
         values: dict[Similarity, Tensor] = {}
-        for kind in self.config.used_similarities:
-            if kind == "vs" and features.video is not None:
-                values[kind] = features.video @ texts.sentences.T
-            elif kind == "ps" and features.pose is not None:
-                values[kind] = features.pose @ texts.sentences.T
-            elif kind == "concat" and features.joined is not None:
-                values[kind] = features.joined @ texts.sentences.T
-            elif kind == "fw" and features.frames is not None:
-                values[kind] = fine_similarity(
-                    features.frames,
-                    texts.words,
-                    features.seen,
-                    texts.word_mask,
-                    self.config.fine_temperature,
-                )
+        with full_precision(self.device):
+            for kind in self.config.used_similarities:
+                feature = with_sentences.get(kind)
+                if feature is not None:
+                    values[kind] = feature @ texts.sentences.T
+                elif kind == "fw" and features.frames is not None:
+                    values[kind] = fine_similarity(
+                        features.frames,
+                        texts.words,
+                        features.seen,
+                        texts.word_mask,
+                        self.config.fine_temperature,
+                    )
         return {kind: value.float() for kind, value in values.items()}
-
-    def combine(self, similarities: dict[Similarity, Tensor], features: Features) -> Tensor:
-        """S of Eq. (4), (N, C): for each clip, the mean of the similarities whose modality it has.
-
-        Clips without a visible joint use the video only, clips without video the pose only; 0
-        without both. ValueError when the batch has no modality of the similarities.
-        """
-        total: Tensor | None = None
-        count: Tensor | None = None
-        for kind, value in similarities.items():
-            use = _has_modality(kind, features, value)[:, None].to(value)
-            total = value * use if total is None else total + value * use
-            count = use if count is None else count + use
-        if total is None or count is None:
-            raise ValueError("the batch has none of the modalities that the similarities need")
-        return total / count.clamp_min(1)
 
     def forward(self, batch: Batch, texts: Texts) -> Tensor:
         """Similarity S of each clip with each label, (N, C) in [-1, 1]."""
         features = self.encode(batch)
-        return texts.by_label(self.combine(self.similarities(features, texts), features))
+        return texts.by_label(combine(self.similarities(features, texts), features))
 
     def match(self, batch: Batch, texts: Texts) -> Similarities:
         """The B similarities of each clip with each label, (N, B, C), and V (N, e).
@@ -328,7 +362,7 @@ class PeVL(nn.Module):
         features = self.encode(batch)
         parts = []
         for kind, value in self.similarities(features, texts).items():
-            use = _has_modality(kind, features, value)[:, None]
+            use = has_modality(kind, features, value)[:, None]
             # NaN from damaged weights becomes infinity, as NaN means "no modality".
             numbers = texts.by_label(value).nan_to_num(torch.inf, torch.inf, torch.inf)
             parts.append(numbers.where(use, torch.nan))
@@ -343,19 +377,27 @@ class PeVL(nn.Module):
         texts: Texts,
         labels: Tensor,
         gather: Callable[[Features], Features] = lambda features: features,
+        clips: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """L_t + λ·L_R, scalar, and S (N, C) of each clip with each text, detached.
+        """L_t + λ·L_R, scalar, and S (N, C) of each clip with each text, detached; float32.
 
-        ``labels`` (N,) int: indices of texts. Clips are contrasted with each other: if several
+        ``labels`` (N,) int: indices of texts. ``clips`` (N,) int: equal numbers for one clip that
+        occurs twice; None: all are different. Clips are contrasted with each other: if several
         processes have a part of the batch each, ``gather`` returns the features of all processes,
-        with gradients, and ``labels`` are the labels of all clips.
+        with gradients, and ``labels`` and ``clips`` are those of all clips.
 
         Source: PeVL Eq. (3) to (6), Sec. 3.4.
         """
-        config = self.config
         features = gather(self.encode(batch))
+        with full_precision(self.device):
+            return self._loss(features, texts, labels, clips)
+
+    def _loss(
+        self, features: Features, texts: Texts, labels: Tensor, clips: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        config = self.config
         parts = self.similarities(features, texts)
-        combined = self.combine(parts, features)
+        combined = combine(parts, features)
         between_texts = texts.sentences @ texts.sentences.T
         if not config.semantic_loss:
             between_texts = torch.zeros_like(between_texts)  # equal weights (vanilla contrast)
@@ -372,7 +414,7 @@ class PeVL(nn.Module):
         total = contrast(combined, torch.ones_like(labels, dtype=torch.bool))
         if config.branch_loss_weight:
             for kind, part in parts.items():
-                use = _has_modality(kind, features, part)
+                use = has_modality(kind, features, part)
                 if use.any():
                     total = total + config.branch_loss_weight * contrast(part, use)
         if config.refinement_loss:
@@ -387,30 +429,10 @@ class PeVL(nn.Module):
                 (features.pose_before, features.pose, config.v2p),
             ):
                 if before is not None and after is not None and refines and use.any():
-                    refinement = nt_xent(before[use].float(), after[use].float(), scale)
+                    same = None if clips is None else clips[use]
+                    refinement = nt_xent(before[use].float(), after[use].float(), scale, same)
                     total = total + config.refinement_weight * refinement
         return total, combined.detach()
-
-
-def _has_modality(kind: Similarity, features: Features, value: Tensor) -> Tensor:
-    """Whether each clip has the modality of a similarity: (N,) bool."""
-    if kind == "vs" and features.has_video is not None:
-        return features.has_video
-    if kind in {"ps", "fw"} and features.seen is not None:
-        return features.seen.any(1)
-    return torch.ones(len(value), dtype=torch.bool, device=value.device)
-
-
-def _adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
-    """One adapter of each kind for each layer."""
-    return nn.ModuleList(
-        nn.ModuleDict({kind: Adapter(width, bottleneck) for kind in kinds}) for _ in range(layers)
-    )
-
-
-def _pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | None]:
-    """One entry per layer; None if the model has no adapters."""
-    return list(adapters) if len(adapters) else [None] * layers  # type: ignore[arg-type]
 
 
 def _pool(values: Tensor, use: Tensor, kind: Literal["mean", "max"]) -> Tensor:

@@ -4,12 +4,15 @@ module (Sec. 3.3.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pevl_cli.model.config import Similarity
+from pevl_cli.model.features import Features
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,29 @@ def _attend(values: Tensor, use: Tensor, dim: int, temperature: float) -> Tensor
 def mean_similarity(similarities: Tensor) -> Tensor:
     """S of Eq. (4): B similarities (N, B, C) -> mean (N, C) without NaN; 0 if all are NaN."""
     return similarities.nanmean(1).nan_to_num(0)
+
+
+def combine(similarities: Mapping[Similarity, Tensor], features: Features) -> Tensor:
+    """S of Eq. (4): for each clip, the mean of the similarities whose modality it has.
+
+    Similarities (N, C) each -> (N, C). Clips without a visible joint use the video only, clips
+    without video the pose only; 0 without both. ValueError when there is no similarity.
+    """
+    total: Tensor | None = None
+    count: Tensor | None = None
+    for kind, value in similarities.items():
+        use = has_modality(kind, features, value)[:, None].to(value)
+        total = value * use if total is None else total + value * use
+        count = use if count is None else count + use
+    if total is None or count is None:
+        raise ValueError("the batch has none of the modalities that the similarities need")
+    return total / count.clamp_min(1)
+
+
+def has_modality(kind: Similarity, features: Features, value: Tensor) -> Tensor:
+    """Whether each clip has the modality of a similarity ``value`` (N, C): (N,) bool."""
+    if kind == "vs" and features.has_video is not None:
+        return features.has_video
+    if kind in {"ps", "fw"} and features.seen is not None:
+        return features.seen.any(1)
+    return torch.ones(len(value), dtype=torch.bool, device=value.device)

@@ -1,4 +1,7 @@
-"""Unsymmetrical Cross-Modality Refinement (Sec. 3.2): P2V, pose to video; V2P, video to pose."""
+"""Unsymmetrical Cross-Modality Refinement (Sec. 3.2): P2V, pose to video; V2P, video to pose.
+
+Attention weights are computed in float32, whatever the towers compute in.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+
+from pevl_cli.model.precision import full_precision
 
 
 def patch_weights(joints: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -40,9 +45,11 @@ def pose_guided_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> T
     has_joint = weights > 0
     log_weights = torch.where(has_joint, weights, 1.0).log().masked_fill(~has_joint, float("-inf"))
     empty = ~has_joint.any(-1)[..., None, None]
-    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + log_weights[..., None, :]
+    q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
+    with full_precision(q.device):
+        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + log_weights[..., None, :]
     alpha = logits.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
-    return alpha @ v
+    return alpha.to(v.dtype) @ v
 
 
 class _Projections(nn.Module):
@@ -88,27 +95,25 @@ class PoseGuidedVideo(_Projections):
 
 
 class VideoEnrichedPose(_Projections):
-    """V2P: the tokens of an indexed pose frame attend to its video frame's patches. Eq. (2)."""
+    """V2P: pose tokens and a background token attend to the patches of their frame. Eq. (2).
+
+    "We concatenate one additional token to the pose embedding to represent the background" (Sec.
+    3.2.2): the learned vector ``background`` (d,).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
-        self.background = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.background = nn.Parameter(torch.zeros(width))
 
-    def forward(self, pose: Tensor, tokens: Tensor) -> Tensor:
-        """pose (N, T, G, d), video tokens (N, T, 1 + P, d) -> refined pose, (N, T, G, d).
-
-        Differs: the output of the background token is added to the frame's class token. Eq. (2)
-        normalises over the patches for each query alone, so otherwise the token would have no
-        effect.
+    def forward(self, pose: Tensor, patches: Tensor) -> Tensor:
+        """What V2P adds to pose tokens (N, T, G, d), and last to the background, from the patches
+        (N, T, P, d) of the same frames: (N, T, G + 1, d).
         """
         n, t, _, _ = pose.shape
         background = repeat(self.background, "d -> n t 1 d", n=n, t=t).to(pose.dtype)
-        patches = tokens[:, :, 1:]
         refined = F.scaled_dot_product_attention(
             self.split(self.query, torch.cat([pose, background], 2)),
             self.split(self.key, patches),
             self.split(self.value, patches),
         )
-        added = self.merge(refined)
-        class_token, joints, context = added[:, :, :1], added[:, :, 1:-1], added[:, :, -1:]
-        return pose + torch.cat([class_token + context, joints], 2)
+        return self.merge(refined)

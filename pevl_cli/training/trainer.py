@@ -24,6 +24,7 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.calibration import Calibration
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.precision import convert_matrices
 from pevl_cli.training import run_folder
 from pevl_cli.training.engine import attention_kernel, make_fabric, training_precision
 from pevl_cli.training.optimiser import make_optimiser, make_schedule, steps_per_epoch
@@ -78,7 +79,7 @@ class Trainer:
         self.precision = training_precision(settings)
         self._base_in_bf16 = not model.config.train_base and self.precision == "bf16"
         if self._base_in_bf16:
-            _cast_frozen_matrices(model, torch.bfloat16)
+            convert_matrices(model, torch.bfloat16, frozen_only=True)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         loss: nn.Module = BatchLoss(model, self.fabric)
@@ -395,10 +396,3 @@ class Trainer:
             interrupted=interrupted,
             stopped_early=stopped_early,
         )
-
-
-def _cast_frozen_matrices(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert frozen matrices to the precision that they are used in."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.ndim > 1:
-            parameter.data = parameter.data.to(dtype)

@@ -22,6 +22,7 @@ from pevl_cli.metrics import Accuracy
 from pevl_cli.model import checkpoint
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.precision import MATRIX_LAYERS
 from pevl_cli.training.progress import Event
 from pevl_cli.training.settings import load_settings
 from pevl_cli.training.train import train
@@ -108,8 +109,14 @@ def test_frozen_weights_are_held_in_half_where_half_is_computed_with(tmp_path: P
         before = {k: p.detach().clone() for k, p in model.named_parameters()}
         plan = BatchPlan([0, 1, 2], 3, 1, 1, 0.0, 0)
         losses[precision] = trainer.step(iter([tiny_batch(3)]), plan, 1, 0).loss
+        in_matrices = {
+            id(p)
+            for layer in model.modules()
+            if isinstance(layer, MATRIX_LAYERS)
+            for p in layer.parameters(recurse=False)
+        }
         for name, p in model.named_parameters():
-            half = precision == "bf16" and not p.requires_grad and p.ndim > 1
+            half = precision == "bf16" and not p.requires_grad and id(p) in in_matrices
             assert p.dtype == (torch.bfloat16 if half else torch.float32), name
             assert torch.equal(p, before[name]) != p.requires_grad, name
         held = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
