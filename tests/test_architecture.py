@@ -34,6 +34,7 @@ ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
     "open_clip": {"model.clip_source", "model.tokeniser"},
+    "tokenizers": {"model.tokeniser"},
     "lightning_fabric": {"training"},
     "plotly": {"evaluation.report_page"},
     "jinja2": {"evaluation.report_page"},

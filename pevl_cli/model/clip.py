@@ -24,6 +24,7 @@ class VisualTower(nn.Module):
     """CLIP's image tower: embedding, blocks, final norm and projection."""
 
     prefix_tokens = 1  # class tokens before the patches
+    rotary: Tensor | None = None  # the patches have no rotary position embedding
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ CONFIG_FILE = "open_clip_config.json"  # beside the weights in a repository of t
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 # open_clip's default.
 OPENAI_NORMALISATION = CONFIGS["vit-b-16"].image_mean, CONFIGS["vit-b-16"].image_std
+# timm's name of an image tower, as open_clip's tables have it -> our kind of tower.
+TIMM_TOWERS = {"vit_pe_core_": "pe", "siglip": "siglip"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def traits(source: ClipSource, by_openai: bool, sizes: Sizes) -> Traits:
 
     if source.name is not None and source.tag is not None:
         return _published(source.name, source.tag)
-    stated = _stated(source.file, by_openai)
+    stated = _stated(source.file, by_openai, sizes)
     if source.name is None:
         if stated is None:
             names = [n for n in open_clip.list_models() if _named_sizes(n) == sizes]
@@ -128,12 +130,15 @@ def say_normalisation(source: ClipSource) -> PevlError:
     )
 
 
-def _stated(file: Path, by_openai: bool) -> Traits | None:
+def _stated(file: Path, by_openai: bool, sizes: Sizes) -> Traits | None:
     """What a file, its place in the hub's cache, or the config beside it states."""
     import open_clip
 
     if by_openai:
         return Traits(True, OPENAI_NORMALISATION)
+    if sizes["tower"] != "clip":  # all of this kind were trained in one way
+        preset = next(config for config in CONFIGS.values() if config.tower == sizes["tower"])
+        return Traits(preset.quick_gelu, (preset.image_mean, preset.image_std))
     cached = [p.name for p in file.absolute().parents if p.name.startswith("models--")]
     for name, tag in open_clip.list_pretrained() if cached else []:
         repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").strip("/")
@@ -193,7 +198,10 @@ def _named_sizes(name: str) -> Sizes:
 
     model = open_clip.get_model_config(name) or {}
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    timm_name = vision.get("timm_model_name")
+    kinds = [kind for part, kind in TIMM_TOWERS.items() if timm_name and part in timm_name]
     stated = {
+        "tower": "clip" if timm_name is None else next(iter(kinds), timm_name),
         "patch_size": vision.get("patch_size"),
         "width": vision.get("width"),
         "layers": vision.get("layers"),

@@ -1,4 +1,4 @@
-"""Load CLIP's weights, by open_clip's name or from a file, for both towers."""
+"""Load the weights of CLIP, SigLIP 2 or Perception Encoder, by open_clip's name or from a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pevl_cli.errors import PevlError
 from pevl_cli.model import sizes
-from pevl_cli.model.clip import TextTower, VisualTower
 from pevl_cli.model.clip_source import ClipSource, find_clip, say_normalisation, traits
 from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.timm_names import from_timm_names
+from pevl_cli.model.towers import make_image_tower, make_text_tower
 from pevl_cli.model.weights_file import read_weights, state_digest
 
 # Entries beside the weights in OpenAI's archives; files of other publishers do not have them.
@@ -69,7 +70,7 @@ def load_clip(
     if not trained:
         config = _as_trained(config, found, by_openai, have)
     positions = "visual.positional_embedding"
-    state[positions] = _interpolated(state[positions], config.grid)
+    state[positions] = _interpolated(state[positions], sizes.prefix_tokens(state), config.grid)
     _check_shapes(state, config, source)
     return ClipWeights(state, config, logit_scale, state_digest(state))
 
@@ -98,20 +99,21 @@ def _as_trained(
     return config.model_copy(update={k: v for k, v in changes.items() if k not in user_set})
 
 
-def _interpolated(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1 + P, d) for another number of patches, as open_clip does it."""
-    side = isqrt(len(positions) - 1)
+def _interpolated(positions: Tensor, prefix: int, grid: int) -> Tensor:
+    """Position embeddings (prefix + P, d) for another number of patches, as open_clip does it."""
+    before, patches = positions[:prefix], positions[prefix:]
+    side = isqrt(len(patches))
     if side == grid:
         return positions
-    picture = rearrange(positions[1:], "(r c) d -> 1 d r c", r=side)
+    picture = rearrange(patches, "(r c) d -> 1 d r c", r=side)
     picture = F.interpolate(picture, (grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([positions[:1], rearrange(picture, "1 d r c -> (r c) d")])
+    return torch.cat([before, rearrange(picture, "1 d r c -> (r c) d")])
 
 
 def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
     """PevlError when a name or shape of the towers' weights does not fit the config."""
     with torch.device("meta"):
-        towers = {"visual": VisualTower(config), "text": TextTower(config)}
+        towers = {"visual": make_image_tower(config), "text": make_text_tower(config)}
     expected = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
     for key in sorted(expected.keys() | state.keys()):
         if key not in expected or key not in state or expected[key] != state[key].shape:
@@ -119,13 +121,14 @@ def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) ->
 
 
 def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert names of open_clip's weights to PeVL's: the text tower gets the prefix `text.`.
+    """Convert names of open_clip's weights to PeVL's: the text tower gets the prefix `text.`, and
+    timm's image towers get CLIP's names.
 
     The result has no temperature, no attention mask, and none of OPENAI_NUMBERS. Tensors (…) are
-    unchanged.
+    unchanged, except that single tokens lose their dimensions of size 1.
     """
     renamed = {}
-    for key, value in state.items():
+    for key, value in from_timm_names(state).items():
         if key.startswith("visual."):
             renamed[key] = value
         elif key not in {"logit_scale", "logit_bias", *OPENAI_NUMBERS}:

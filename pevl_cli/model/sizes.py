@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pevl_cli.model.config import CONFIGS, ModelConfig
 
-Sizes = dict[str, int]  # field of ModelConfig -> its value
+Sizes = dict[str, int | str]  # field of ModelConfig -> its value
 # Without the image size: position embeddings can be interpolated.
 FIELDS = (
-    *("patch_size", "width", "layers", "embed_dim"),
+    *("tower", "patch_size", "width", "layers", "embed_dim"),
     *("text_width", "text_layers", "context_length", "vocab_size"),
 )
 
@@ -28,11 +28,17 @@ def state_sizes(state: dict[str, Tensor]) -> Sizes:
         return len({block[1] for block in blocks if block})
 
     patches, words = state["visual.conv1.weight"], state["text.token_embedding.weight"]
+    tower, embed_dim = "siglip", patches.shape[0]
+    if "visual.head.weight" in state:
+        tower, embed_dim = "pe", state["visual.head.weight"].shape[0]
+    elif "visual.pool.latent" not in state:
+        tower, embed_dim = "clip", state["visual.proj"].shape[1]
     return {
+        "tower": tower,
         "patch_size": patches.shape[3],
         "width": patches.shape[0],
         "layers": layers("visual"),
-        "embed_dim": state["visual.proj"].shape[1],
+        "embed_dim": embed_dim,
         "text_width": words.shape[1],
         "text_layers": layers("text"),
         "context_length": state["text.positional_embedding"].shape[0],
@@ -40,9 +46,14 @@ def state_sizes(state: dict[str, Tensor]) -> Sizes:
     }
 
 
+def prefix_tokens(state: dict[str, Tensor]) -> int:
+    """Number of class tokens before the patches."""
+    return int("visual.class_embedding" in state)
+
+
 def image_size(state: dict[str, Tensor]) -> int:
     """Side in px of the square image for which the position embeddings are."""
-    grid = isqrt(len(state["visual.positional_embedding"]) - 1)
+    grid = isqrt(len(state["visual.positional_embedding"]) - prefix_tokens(state))
     return grid * state["visual.conv1.weight"].shape[3]
 
 

@@ -24,7 +24,13 @@ from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training.settings import TrainSettings, load_settings
 from pevl_cli.weights import BUNDLED_WEIGHTS
 
-DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
+DEFAULT_CLIP = {
+    "vit-b-16": "ViT-B-16-quickgelu:openai",
+    "vit-l-14": "ViT-L-14-quickgelu:openai",
+    "pe-core-b-16": "PE-Core-B-16:meta",
+    "pe-core-l-14": "PE-Core-L-14-336:meta",
+    "siglip2-b-16": "ViT-B-16-SigLIP2:webli",
+}
 # Parts of a model that are not initialised from the checkpoint `init`: prefixes of the weights'
 # names, and the condition, a function of the new config and the checkpoint's config.
 NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], bool]], ...] = (

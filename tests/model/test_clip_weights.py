@@ -242,9 +242,9 @@ def test_plain_vit_l_14_is_ambiguous_in_open_clip(monkeypatch: pytest.MonkeyPatc
 
     for name, quick_gelu in (("ViT-B-16", False), ("ViT-L-14-quickgelu", True)):
         source = ClipSource(name, Path("nowhere.pt"), name)
-        assert traits(source, False, {}) == Traits(quick_gelu, OPENAI)
+        assert traits(source, False, {"tower": "clip"}) == Traits(quick_gelu, OPENAI)
     source = ClipSource("ViT-L-14", Path("nowhere.pt"), "ViT-L-14")
-    assert traits(source, False, {}) == Traits(False, None)
+    assert traits(source, False, {"tower": "clip"}) == Traits(False, None)
     assert "ViT-L-14:laion2b_s32b_b82k:FILE (mean 0.5)" in str(say_normalisation(source))
 
 

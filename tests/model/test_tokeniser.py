@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -15,9 +16,11 @@ from open_clip_models import TEXTS, clip_config
 from tiny import tiny_config
 from torch import Tensor
 
-from pevl_cli.model.config import CONFIGS
+from pevl_cli.errors import PevlError
+from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.tokeniser import tokenise
+from pevl_cli.weights import TOKENIZER_VARIABLE
 
 
 def test_clip_tokens_are_open_clips_cut_to_the_longest() -> None:
@@ -115,3 +118,71 @@ def test_kept_ids_belong_to_a_context_length() -> None:
     long = ["a b c d e f g h i j k l m n o p q r s t"]
     lengths = [clip_config(context_length=n) for n in (77, 8, 77)]
     assert [tokenise(long, config).shape[1] for config in lengths] == [22, 8, 22]
+
+
+# -- SigLIP 2's vocabulary -------------------------------------------------------------------------
+
+
+def gemma_config(**changes: Any) -> ModelConfig:
+    return clip_config(tokenizer="gemma", context_length=8, **changes)
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small tokenizer.json with Gemma's special tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ("<pad>", "<eos>", "<bos>", "<unk>", "jump", "over", "turn")
+    ids = {name: i for i, name in enumerate(names)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.usefixtures("vocabulary")
+def test_siglip_texts_have_an_end_and_all_of_the_length() -> None:
+    ids = tokenise(["Jump, over!", "turn", "", "jump " * 20], gemma_config())
+    assert ids.tolist() == [
+        [4, 5, 1, 0, 0, 0, 0, 0],
+        [6, 1, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [4, 4, 4, 4, 4, 4, 4, 1],
+    ]
+
+
+@pytest.mark.usefixtures("vocabulary")
+def test_siglip_words_are_neither_padding_nor_end() -> None:
+    config = gemma_config(tower="siglip", embed_dim=32, quick_gelu=False)
+    texts = PeVL(config).eval().encode_text(["jump over", "turn", ""])
+    assert texts.word_mask.sum(1).tolist() == [2, 1, 0]
+    assert texts.words.shape == (3, 8, 32) and texts.sentences.isfinite().all()
+
+
+def test_siglip_without_its_vocabulary_says_what_is_missing(
+    vocabulary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = gemma_config()
+    monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(PevlError, match=r"nowhere: no such tokenizer file .*PEVL_TOKENIZER\)"):
+        tokenise(["turn"], config)
+    monkeypatch.delenv(TOKENIZER_VARIABLE)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(PevlError, match="hint: `pevl models fetch ViT-B-16-SigLIP2:webli`"):
+        tokenise(["turn"], config)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(vocabulary))
+    assert tokenise(["turn"], config)[0, 0] == 6
+    vocabulary.rename(tmp_path / "damaged.json").write_text("{}")
+    monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path / "damaged.json"))
+    with pytest.raises(PevlError, match=r"damaged.json: not a tokenizer.json, or damaged"):
+        tokenise(["turn"], config)
+
+
+def test_siglip_without_the_package_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(PevlError, match=r"pip install 'pevl\[siglip\]'"):
+        tokenise(["turn"], gemma_config())
