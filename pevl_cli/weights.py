@@ -109,17 +109,17 @@ CLIP = (
     ),
     KnownModel(
         "PE-Core-B-16:meta",
-        *("clip", "Perception Encoder, for pe-core-b-16 and zero-shot", "Apache-2.0", 1791),
+        *("clip", "Perception Encoder, pe-core-b-16", "Apache-2.0", 1791),
         repository="timm/PE-Core-B-16",
     ),
     KnownModel(
         "PE-Core-L-14-336:meta",
-        *("clip", "Perception Encoder, for pe-core-l-14 and zero-shot", "Apache-2.0", 2685),
+        *("clip", "Perception Encoder, pe-core-l-14", "Apache-2.0", 2685),
         repository="timm/PE-Core-L-14-336",
     ),
     KnownModel(
         "ViT-B-16-SigLIP2:webli",
-        *("clip", "SigLIP 2, for siglip2-b-16 and zero-shot", "Apache-2.0", 1501),
+        *("clip", "SigLIP 2, for siglip2-b-16", "Apache-2.0", 1501),
         repository="timm/ViT-B-16-SigLIP2",
         tokenizer=True,
     ),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from timm_models import tiny_open_clip_model
 from tiny import LABELS, ON_CLIP, stir, tiny_batch, tiny_config, tiny_model
 from tiny_runs import SMALL, settings_of
 from torch import Tensor
@@ -18,7 +21,7 @@ from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip_weights import ClipWeights
-from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.weights_file import state_digest
 from pevl_cli.pose.detector import pose_network_layers
@@ -237,3 +240,45 @@ def test_a_config_without_usual_clip_weights_says_so() -> None:
     settings = on_clip(clip=None)
     with pytest.raises(PevlError, match="config 'mini' has no default CLIP weights; give some"):
         make_model(settings, LABEL_SET)
+
+
+@pytest.mark.parametrize("name", ["PE-Core-B-16", "ViT-B-16-SigLIP2"])
+def test_other_towers_are_trained_on_and_stored_as_clip_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, config = tiny_open_clip_model(name, monkeypatch)
+    file = tmp_path / "towers.safetensors"
+    save_file(theirs.state_dict(), file)
+    given = {"data.dataset": ".", "run.device": "cpu", "run.tracker": "none", "clip": str(file)}
+    given |= {"optim.batch_size": 3, "run.precision": "bf16", "optim.lr": 0.1}
+    monkeypatch.setitem(CONFIGS, name, config)
+    settings = load_settings(name, given)
+    monkeypatch.setattr("pevl_cli.model.pevl.tokenise", random_ids)  # of a downloaded vocabulary
+    model, base = make_model(settings, LABEL_SET)
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = Trainer(model, LABEL_SET, settings).step(
+        iter([tiny_batch(3)]), BatchPlan([0, 1, 2], 3, 1, 1, 0.0, 0), 1, 0
+    )
+    assert math.isfinite(result.loss)
+    # Frozen matrices are rounded to bfloat16.
+    moved = [
+        key
+        for key, value in model.state_dict().items()
+        if not torch.allclose(value.float(), before[key], rtol=0.01)
+    ]
+    parts = {key.partition(".")[0] for key in moved}
+    assert parts >= {"video_adapters", "pose_adapters", "text_adapters", "p2v", "v2p"}
+    assert not parts & {"visual", "text"}
+    folder = stored(make_model(settings, LABEL_SET)[0], base, tmp_path / "best")
+    again, facts = checkpoint.load(folder)
+    assert facts.base_is_separate and again.config == facts.model
+    for key in before:
+        if key.startswith(checkpoint.BASE_PREFIXES):
+            assert again.state_dict()[key].equal(before[key])
+
+
+def random_ids(texts: Sequence[str], config: ModelConfig) -> Tensor:
+    ids = torch.randint(3, 400, (len(texts), config.context_length))
+    ids[:, 5], ids[:, 6:] = 49407, 0
+    return ids
