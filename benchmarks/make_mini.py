@@ -30,6 +30,7 @@ from pevl_cli.cache import atomic_write
 from pevl_cli.data import extract
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import Item, read_manifest
+from pevl_cli.data.samples import view
 from pevl_cli.data.sets.pyskl import read_pyskl
 from pevl_cli.matching import (
     encode_labels,
@@ -134,7 +135,8 @@ def ship(arguments: argparse.Namespace) -> None:
         Clips(listed.in_split(split), labels.names, facts.model, None, poses=poses)
         for split in ("train", "val")
     )
-    examples = shown.examples(len(shown), facts.training["seed"])
+    drawn = shown.draw_examples(len(shown), facts.training["seed"])
+    examples = ((shown.labels[i], view(shown[i], facts.model)) for i in drawn)
     model.prototypes = normalise_prototypes(sum_video_features(model, examples, len(labels)))
     texts, flip = encode_labels(model, labels), flips_at_test(model, labels)
     found = match_samples(model, [clips[i] for i in range(len(clips))], texts, flip_at_test=flip)

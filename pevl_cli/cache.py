@@ -1,10 +1,11 @@
-"""The cache folder, hashes of files, and atomic writing."""
+"""The cache folder and its size, hashes of files, and atomic writing."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -67,3 +68,25 @@ def atomic_write(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder may not exist
             temporary.unlink(missing_ok=True)
+
+
+def trim_folder(folder: Path, pattern: str, limit_bytes: float, unused_s: float = 0.0) -> int:
+    """Remove the least recently used files of a cache folder until ``limit_bytes``.
+
+    ``pattern``: of these files' names, as in `Path.glob`. A file that was used within the last
+    ``unused_s`` seconds stays, and so does one that cannot be removed. Returns the bytes of the
+    files that stay. Several processes may trim a folder at once.
+    """
+    files = []
+    for file in folder.glob(pattern):
+        with suppress(OSError):  # removed by another process
+            stat = file.stat()
+            files.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in files)
+    for used_s, size, file in sorted(files):
+        if total <= limit_bytes or used_s > time.time() - unused_s:
+            break
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+            total -= size
+    return total

@@ -8,11 +8,13 @@ from dataclasses import replace
 from itertools import islice, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pevl_cli.data.samples import Sample, collate, view
 from pevl_cli.labels import LabelSet
-from pevl_cli.model.features import Texts
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.features import Batch, Texts
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities
 
@@ -36,6 +38,37 @@ def flips_at_test(model: PeVL, labels: LabelSet) -> bool:
     return model.config.flip_at_test and not labels.mentions_left_or_right
 
 
+def cut_views(
+    sample: Sample, config: ModelConfig, views: int = 1, flip_at_test: bool = False
+) -> list[Batch]:
+    """The V views of a sample that are matched, each a batch of one.
+
+    ``views`` crops (1 or 3), and with ``flip_at_test`` also the mirror image after each crop.
+    """
+    crops: Sequence[int | None] = [None] if views == 1 else range(views)
+    variants = product(crops, (False, True) if flip_at_test else (False,))
+    return [view(sample, config, *variant) for variant in variants]
+
+
+@torch.inference_mode()
+def match_views(model: PeVL, clips: Sequence[Sequence[Batch]], texts: Texts) -> Similarities:
+    """Match N clips, V views each, with C labels, in V forward passes.
+
+    Values (N, B, C) and video features (N, e) or None, on the CPU: the means over the views, the
+    features of unit length again.
+    """
+    device = model.logit_scale.device
+    matches = [
+        model.match(collate(list(variant)).to(device), texts)
+        for variant in zip(*clips, strict=True)
+    ]
+    values = torch.stack([match.values for match in matches]).mean(0).float().cpu()
+    videos = [m.video_features for m in matches if m.video_features is not None]
+    if not videos:
+        return Similarities(values)
+    return Similarities(values, F.normalize(torch.stack(videos).mean(0), dim=-1).cpu())
+
+
 @torch.inference_mode()
 def match_samples(
     model: PeVL,
@@ -48,47 +81,43 @@ def match_samples(
 ) -> Similarities:
     """Match N samples with C labels: values (N, B, C), video features (N, e) or None, on the CPU.
 
-    Both are means over ``views`` crops (1 to 3), and with ``flip_at_test`` also over the mirror
-    image of each crop. ``batch`` samples go through the model at a time.
+    ``views`` and ``flip_at_test`` as in `cut_views`. ``batch`` samples go through the model at a
+    time.
 
     ``with_detector``: the joints come from a detector. In a clip without a detected person, the
     similarities that need a pose are then 0 for all labels instead of NaN; this lowers the scores.
     """
-    device = model.logit_scale.device
     rows = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        variants = list(product(range(views), (False, True) if flip_at_test else (False,)))
-        per_variant = [
-            model.match(collate([view(s, model.config, *v) for s in part]).to(device), texts)
-            for v in variants
-        ]
-        values = torch.stack([match.values for match in per_variant]).mean(0).float().cpu()
+        clips = [cut_views(sample, model.config, views, flip_at_test) for sample in part]
+        match = match_views(model, clips, texts)
         if with_detector:
             without_person = torch.tensor([s.seen == 0 for s in part])[:, None, None]
-            values = torch.where(without_person & values.isnan(), 0.0, values)
-        videos = [m.video_features for m in per_variant if m.video_features is not None]
-        rows.append(Similarities(values, torch.stack(videos).mean(0).cpu() if videos else None))
+            values = torch.where(without_person & match.values.isnan(), 0.0, match.values)
+            match = replace(match, values=values)
+        rows.append(match)
     return Similarities.concatenate(rows)
 
 
 @torch.inference_mode()
 def sum_video_features(
     model: PeVL,
-    samples: Iterable[tuple[int, Sample]],
+    clips: Iterable[tuple[int, Batch]],
     classes: int,
     batch: int = 16,
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
-    """The sum of the video features V of each class's samples, (C, e), on the CPU.
+    """The sum of the video features V of each class's clips, (C, e), on the CPU.
 
-    ``samples``: pairs of class number and sample. The model must have a video encoder; a sample
-    without video adds nothing. ``context`` is active while the model computes, such as autocast.
+    ``clips``: pairs of class number and view, a batch of one. The model must have a video encoder;
+    a clip without video adds nothing. ``context`` is active while the model computes, such as
+    autocast.
     """
     total = torch.zeros(classes, model.config.embed_dim)
-    remaining = iter(samples)
+    remaining = iter(clips)
     while part := list(islice(remaining, batch)):
-        together = collate([view(sample, model.config) for _, sample in part])
+        together = collate([one for _, one in part])
         with context():
             features = model.encode(together.to(model.logit_scale.device))
         assert features.video is not None

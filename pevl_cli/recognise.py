@@ -113,15 +113,15 @@ class Recogniser:
         video: str | Path,
         labels: LabelSet | str | Path | Sequence[str] | None = None,
         top_k: int = 5,
-        views: int = 1,
+        views: int | None = None,
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> Answer:
         """Name the action in a video, or in its part from start_s to end_s.
 
         ``labels``: a label set, a label file or bundled set, a list of names, or None for the
-        labels of the checkpoint. ``top_k`` = 0 returns all labels. ``views`` = 3 averages three
-        crops.
+        labels of the checkpoint. ``top_k`` = 0 returns all labels. ``views``: number of crops, 1 or
+        3, whose similarities are averaged; None: the model's.
 
         PevlError when the labels or the video cannot be used; UsageError for plain CLIP without
         labels, and for a pose-only model without a detector.
@@ -142,19 +142,27 @@ class Recogniser:
                 for i in order
             ],
             person=Person(sample.seen, self.model.config.pose_frames, sample.box),
-            warnings=[*sample.warnings, *self._untrained_labels_warning(label_set)],
+            warnings=[
+                *sample.warnings,
+                *self.views_warning(views),
+                *self._untrained_labels_warning(label_set),
+            ],
             threshold=self.calibration.threshold,
         )
 
     def match(
-        self, samples: Sequence[Sample], labels: LabelSet, views: int = 1, batch: int = 16
+        self,
+        samples: Sequence[Sample],
+        labels: LabelSet,
+        views: int | None = None,
+        batch: int = 16,
     ) -> Similarities:
         """Similarities of N samples with C labels, (N, B, C); see `match_samples`."""
         return match_samples(
             self.model,
             samples,
             self.encode(labels),
-            views,
+            views or self.model.config.views_at_test,
             batch,
             with_detector=self.detector is not None,
             flip_at_test=flips_at_test(self.model, labels),
@@ -190,6 +198,16 @@ class Recogniser:
             number = trained.find(name)
             numbers.append(trained.find(text) if number is None else number)
         return numbers
+
+    def views_warning(self, views: int | None) -> list[str]:
+        """A warning if the scores were fitted with another number of crops; otherwise empty."""
+        fitted = self.model.config.views_at_test
+        if views in (None, fitted) or not self.calibration.split:
+            return []
+        return [
+            f"scores and threshold were fitted with --views {fitted}; with --views {views} they "
+            "can be a little too high or too low"
+        ]
 
     def _untrained_labels_warning(self, labels: LabelSet) -> list[str]:
         """A warning if a model without CLIP was not trained on some labels; otherwise empty."""

@@ -39,7 +39,7 @@ def test_a_clip_is_mirrored_at_test_unless_a_label_names_a_side(
         texts = recogniser.encode(labels)
         with torch.inference_mode():
             each = [
-                recogniser.model.match(view(sample, recogniser.model.config, 0, way), texts)
+                recogniser.model.match(view(sample, recogniser.model.config, None, way), texts)
                 for way in (False, True)
             ]
             each = [one.values for one in each]
@@ -99,3 +99,25 @@ def test_plain_clip_has_its_own_temperature_and_its_own_texts(
         assert recogniser.model.config.quick_gelu is quick_gelu
         texts.append(recogniser.encode(labels).sentences)
     assert not torch.allclose(texts[0], texts[1])
+
+
+@pytest.mark.parametrize(
+    ("fitted_views", "views", "warned"), [(1, 3, True), (3, 1, True), (3, None, False)]
+)
+def test_scores_fitted_with_other_crops_are_told(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    make_video: MakeVideo,
+    fitted_views: int,
+    views: int | None,
+    warned: bool,
+) -> None:
+    folder = tmp_path / "fitted"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["views_at_test"] = fitted_views
+    config["calibration"] = {"temperature": 0.1, "split": "val", "clips": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    recogniser = recognise.load(folder, use_pose=False, device="cpu")
+    answer = recogniser.classify(make_video(), ["jump", "turn"], views=views)
+    assert any(f"--views {fitted_views}" in warning for warning in answer.warnings) == warned

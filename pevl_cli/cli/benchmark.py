@@ -39,7 +39,7 @@ def benchmark(
     fold: options.Fold = None,
     layout: options.Layout = None,
     clip: options.Clip = None,
-    views: options.Views = 1,
+    views: options.Views = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Clips per forward pass; halved when memory is too small.")
     ] = 16,
@@ -91,6 +91,8 @@ def benchmark(
         name = f"{manifest.title}-{measured_split}-by-{_short_name(checkpoint)}"
         folder = out or Path("runs") / name
         make_folder(folder)
+    for warning in recogniser.views_warning(views):
+        console.warn(warning)
     try:
         with ClipProgress("measuring") as listener:
             outcome = evaluation.benchmark(

@@ -37,7 +37,7 @@ def classify(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,
-    views: options.Views = 1,
+    views: options.Views = None,
     start: options.Start = None,
     end: options.End = None,
     no_pose: options.NoPose = False,

@@ -15,7 +15,7 @@ from pevl_cli.cli.paths import check_output
 from pevl_cli.errors import UsageError
 
 
-def _check_views(views: int) -> int:
+def _check_views(views: int | None) -> int | None:
     if views == 2:
         raise UsageError("--views 2: use 1 or 3 (3 as in the paper).")
     return views
@@ -106,12 +106,12 @@ Config = Annotated[
     ),
 ]
 Views = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         max=3,
         callback=_check_views,
-        help="Crops per frame, 1 or 3; their similarities are averaged.",
+        help="Crops per frame, 1 or 3; their similarities are averaged. Default: the checkpoint's.",
     ),
 ]
 Epochs = Annotated[

@@ -71,13 +71,19 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")
     ] = False,
+    recipe: Annotated[
+        choices.Recipe | None,
+        typer.Option(
+            help="Training settings: own, for your own clips; paper, for the paper's data sets."
+        ),
+    ] = None,
     epochs: options.Epochs = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=2, help="Clips per batch; they are contrasted with each other."),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Highest learning rate, after the warm-up.")
+        float | None, typer.Option(min=0.0, help="Highest learning rate, that of new weights.")
     ] = None,
     patience: Annotated[
         int | None,
@@ -132,6 +138,7 @@ def train(
         "data.strict": strict or None,
         "init": init,
         "clip": clip,
+        "recipe": recipe,
         "optim.epochs": epochs,
         "optim.batch_size": batch_size,
         "optim.lr": learning_rate,

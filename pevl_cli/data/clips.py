@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pevl_cli.data.loader import Loader, Unreadable, worker_count
 from pevl_cli.data.manifest import Item
 from pevl_cli.data.sample_cache import SampleCache
 from pevl_cli.data.samples import Sample, pose_sample, read_sample
-from pevl_cli.errors import PevlError
+from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.media.video import check_opens
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.pose.actor import CACHE_VERSION as POSE_CACHE_VERSION
@@ -27,7 +26,7 @@ from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore
 
 # Part of each cache key; to be increased when the code changes the samples of a clip.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 GIBIBYTE = 1 << 30
 MAX_POSE_SAMPLES = 50_000  # maximum number of pose-only samples in memory, 10 kB each
 
@@ -44,7 +43,9 @@ class Clips(Dataset[Sample]):
     """Labelled clips as samples. ``labels``: index of each clip's label in ``names``.
 
     Joints come from ``poses`` if the clip has stored poses, otherwise from ``detector``; without
-    both no joint is visible. The disk cache keeps at most ``cache_bytes`` of decoded clips.
+    both no joint is visible. A clip is stored in the disk cache when it is first decoded; the cache
+    keeps at most ``cache_bytes``. With 0, nothing is stored except by `check`, which stores whether
+    a clip is readable.
     """
 
     def __init__(
@@ -71,14 +72,24 @@ class Clips(Dataset[Sample]):
         return len(self.items)
 
     def __getitem__(self, i: int) -> Sample:
-        """The sample of clip i, from the cache if possible. PevlError or OSError if unreadable."""
-        item = self.items[i]
+        """The sample of clip i, see `read`."""
+        return self.read(self.items[i])
+
+    def read(self, item: Item) -> Sample:
+        """The sample of a clip, from the cache if possible. PevlError or OSError if unreadable.
+
+        ``item`` may also be a clip of another split.
+        """
         if self._needs_no_video(item):
             sample = self._pose_samples.get(item) or self._read(item)
             if self._cache.limit_bytes and len(self._pose_samples) < MAX_POSE_SAMPLES:
                 self._pose_samples[item] = sample
             return sample
-        return self._cache.load(self._entry(item), item.path) or self._read(item)
+        entry = self._entry(item)
+        sample = self._cache.load(entry, item.path)
+        if sample is not None:
+            return sample
+        return self._read_and_store(item, entry) if self._cache.limit_bytes else self._read(item)
 
     def _needs_no_video(self, item: Item) -> bool:
         """Whether the sample is made of stored poses only."""
@@ -99,11 +110,30 @@ class Clips(Dataset[Sample]):
         span_s = item.start_s, item.end_s
         return read_sample(item.path, self.config, self.detector, *span_s, stored)
 
+    def _read_and_store(self, item: Item, entry: Path) -> Sample:
+        """Read a clip into the cache. PevlError with the stored reason if it is unreadable."""
+        reason = self._cache.reason(entry)
+        if reason:
+            raise PevlError(reason)
+        try:
+            sample = self._read(item)
+        except UsageError:  # of the device or the weights, not of the clip
+            raise
+        except PevlError as error:
+            self._cache.store_reason(entry, str(error))
+            raise
+        if not self._cache.store(entry, sample) and reason is None:
+            self._cache.store_reason(entry, "")
+        return sample
+
     def check(
         self,
         listener: Callable[[int, int], None],
         workers: int | None = None,
         decode: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        merge: Callable[[dict[int, str]], dict[int, str]] = lambda reasons: reasons,
     ) -> list[LeftOut]:
         """Read every clip once, keep the readable clips, and return the others.
 
@@ -111,21 +141,27 @@ class Clips(Dataset[Sample]):
         so a second check of the same files decodes nothing. Without ``decode`` files are only
         opened; a clip that later cannot be decoded is replaced by another one of its class.
         ``workers`` as in `worker_count`, for the device of the detector.
+
+        ``rank`` and ``world``: number of this process, and of all processes that check these clips.
+        Each reads its part; ``merge`` joins their reasons, by index of the clip.
         """
-        left_out: list[LeftOut] = []
-        readable: list[int] = []
-        detector = self.detector
+        detector, total = self.detector, len(self)
         device = "cpu" if detector is None else detector.device or "cpu"
-        workers = worker_count(workers, device)
-        self._cache.begin_writing(max(workers, 1))
+        self._cache.make_room()
+        part = range(rank, total, world)
         verify = partial(self._verify, decode=decode)
-        for i, result in enumerate(Loader(verify, self.items, workers, detector)):
+        items = [self.items[i] for i in part]
+        reasons: dict[int, str] = {}
+        for i, result in zip(
+            part, Loader(verify, items, worker_count(workers, device), detector), strict=True
+        ):
             if isinstance(result, Unreadable):
-                left_out.append(LeftOut(self.items[i], result.reason))
-            else:
-                readable.append(i)
-            listener(i + 1, len(self.items))
-        self.keep(readable)
+                reasons[i] = result.reason
+            # The other processes are about as far.
+            listener(min(i - rank + world, total), total)
+        reasons = merge(reasons)
+        left_out = [LeftOut(self.items[i], reasons[i]) for i in sorted(reasons)]
+        self.keep([i for i in range(total) if i not in reasons])
         return left_out
 
     def _verify(self, item: Item, decode: bool) -> None:
@@ -137,15 +173,8 @@ class Clips(Dataset[Sample]):
         reason = self._cache.reason(entry)
         if reason is None and not decode:
             check_opens(item.path)
-        elif reason is None:
-            try:
-                sample = self._read(item)
-            except PevlError as error:
-                self._cache.store_reason(entry, str(error))
-                raise
-            self._cache.store(entry, sample)
-        elif reason:
-            raise PevlError(reason)
+        elif reason != "":
+            self._read_and_store(item, entry)
 
     def _entry(self, item: Item) -> Path:
         """The clip's file in the cache; its key holds everything that determines the sample."""
@@ -175,17 +204,10 @@ class Clips(Dataset[Sample]):
         """Keep at most ``shots`` clips of each class, chosen at random by ``seed``."""
         self.keep(self._draw(range(len(self)), shots, seed))
 
-    def examples(
-        self, count: int, seed: int, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[int, Sample]]:
-        """Labels and samples of up to ``count`` clips with video of each class, chosen by ``seed``.
-
-        Only the part of process ``rank`` of ``world``. Unreadable clips are left out.
-        """
+    def draw_examples(self, count: int, seed: int) -> list[int]:
+        """Indices of up to ``count`` clips with video of each class, chosen by ``seed``; sorted."""
         with_video = [i for i, item in enumerate(self.items) if not self._needs_no_video(item)]
-        for i in self._draw(with_video, count, seed)[rank::world]:
-            with suppress(PevlError, OSError):
-                yield self.labels[i], self[i]
+        return self._draw(with_video, count, seed)
 
     def _draw(self, candidates: Sequence[int], count: int, seed: int) -> list[int]:
         """Indices of up to ``count`` clips of each class, sorted."""

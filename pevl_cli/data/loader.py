@@ -69,6 +69,16 @@ class _Reader(Dataset[Any], Generic[T, R]):
             return Unreadable(error_reason(error))
 
 
+class _Order:
+    """The items of the next pass of a `Loader`; can be replaced between two passes."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
 class Loader(Generic[T, R]):
     """``read(item)`` for each item, in the items' order.
 
@@ -77,20 +87,22 @@ class Loader(Generic[T, R]):
     OpenMP or OpenCV threads can hang after a fork. So a script with ``workers`` > 0 needs ``if
     __name__ == "__main__"``, and ``read`` and the items must be picklable.
 
-    ``detector``: the detector that ``read`` uses, or None; with several GPUs each process uses
-    another one. Results do not depend on ``workers``.
+    ``detector``: the detector that ``read`` uses, or None. If its device is "cuda" without a
+    number, the processes are spread over all GPUs, one GPU for each process; otherwise all use the
+    detector's device. Results do not depend on ``workers``.
     """
 
     def __init__(
         self,
         read: Callable[[T], R],
-        items: Iterable[T],
+        items: Iterable[T] = (),
         workers: int = 0,
         detector: PoseDetector | None = None,
     ) -> None:
+        self._order = _Order(items)
         self._loader: DataLoader[Any] = DataLoader(
             _Reader(read, detector),
-            sampler=items,
+            sampler=self._order,
             batch_size=None,
             collate_fn=_identity,
             num_workers=workers,
@@ -105,6 +117,11 @@ class Loader(Generic[T, R]):
         """Yield the result of each item. PevlError when a loader process is killed."""
         with worker_errors():
             yield from self._loader
+
+    def over(self, items: Iterable[T]) -> Iterator[R | Unreadable]:
+        """The results of other ``items``, by the same processes. Must not overlap another pass."""
+        self._order.items = items
+        return iter(self)
 
 
 @contextmanager

@@ -14,12 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
-from pevl_cli.cache import atomic_write, cache_folder
+from pevl_cli.cache import atomic_write, cache_folder, trim_folder
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError
 
 HEADER_BYTES = 4096  # of a cache file, at most, in addition to its arrays
+SAMPLES = "*/*.npz"
+FULL = 0.9  # a cache with more of its limit is full: it makes room for a new run ...
+KEPT = 0.5  # ... down to this part of the limit, but only by samples that are not in use:
+IN_USE_S = 7 * 24 * 3600  # used by some run within a week
+LOCK_S = 10  # seconds to wait for another process that counts the bytes
 
 
 class SampleCache:
@@ -31,11 +37,15 @@ class SampleCache:
 
     def __init__(self, limit_bytes: float) -> None:
         self.limit_bytes = limit_bytes
-        self._free_bytes = 0.0  # bytes that this process may still write
+        self._writable = True  # False after the folder could not be locked
 
-    def begin_writing(self, processes: int = 1) -> None:
-        """Trim the cache; each of ``processes`` may write an equal share of the free bytes."""
-        self._free_bytes = (self.limit_bytes - trim_cache(self.limit_bytes)) / processes
+    def make_room(self) -> None:
+        """Trim the cache to its limit, before a run writes.
+
+        From a full cache, samples that no run has used for a week are removed, too.
+        """
+        with suppress(OSError, NotImplementedError), _lock():
+            _write_total(_trim(self.limit_bytes))
 
     def entry(self, key: object) -> Path:
         """The cache file of a sample, by the hash of ``repr(key)``."""
@@ -47,20 +57,43 @@ class SampleCache:
         try:
             sample = _read(entry, path)
             os.utime(entry)  # mark as used; the least recently used files are removed first
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except OSError:
+            return None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            with suppress(OSError):
+                entry.unlink()  # damaged; so that it is written again
             return None
         return sample
 
-    def store(self, entry: Path, sample: Sample) -> None:
-        """Write the sample; if the cache is full, only note that the clip is readable."""
+    def store(self, entry: Path, sample: Sample) -> bool:
+        """Write the sample if there is room for it; return whether it is in the cache.
+
+        All processes of all runs share the room.
+        """
+        if entry.exists():
+            return True
         frame_bytes = 0 if sample.frames is None else sample.frames.nbytes
-        size = frame_bytes + sample.joints.nbytes + HEADER_BYTES
-        if size <= self._free_bytes:
-            self._free_bytes -= size
-            with suppress(PevlError):  # a full disk is no error: the clip is decoded again
-                _write(entry, sample)
-                return
-        self.store_reason(entry, "")
+        if not self._reserve(frame_bytes + sample.joints.nbytes + HEADER_BYTES):
+            return False
+        try:
+            _write(entry, sample)
+        except PevlError:  # a full disk is no error: the clip is decoded again
+            return False
+        return True
+
+    def _reserve(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit into the limit; if so, they count as written."""
+        if not self._writable or size > self.limit_bytes:
+            return False
+        try:
+            with _lock():
+                total = _read_total()
+                if total + size > self.limit_bytes:
+                    return False
+                _write_total(total + size)
+        except (OSError, NotImplementedError):  # a read-only folder, or a disk without locks
+            self._writable = False
+        return self._writable
 
     def reason(self, entry: Path) -> str | None:
         """The reason why a clip cannot be read; "" if it is readable, None if not checked yet."""
@@ -76,19 +109,31 @@ class SampleCache:
             temporary.write_text(reason, encoding="utf-8")
 
 
-def trim_cache(limit_bytes: float) -> int:
-    """Remove the least recently used samples until ``limit_bytes``; return the remaining bytes."""
-    entries = []
-    for entry in cache_folder("samples").glob("*/*.npz"):
-        with suppress(OSError):  # removed by another run
-            stat = entry.stat()
-            entries.append((stat.st_mtime, stat.st_size, entry))
-    total = sum(size for _, size, _ in entries)
-    for _, size, entry in sorted(entries):
-        if total <= limit_bytes:
-            break
-        entry.unlink(missing_ok=True)
-        total -= size
+def _lock() -> FileLock:
+    """A lock of the file with the cache's size. OSError when it cannot be had."""
+    folder = cache_folder("samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "size.lock", timeout=LOCK_S)
+
+
+def _read_total() -> int:
+    """The bytes of all samples, also of those that are being written; the lock must be held."""
+    try:
+        return int((cache_folder("samples") / "size").read_text())
+    except (OSError, ValueError):  # no run has counted them yet
+        return trim_folder(cache_folder("samples"), SAMPLES, float("inf"))
+
+
+def _write_total(total: int) -> None:
+    (cache_folder("samples") / "size").write_text(str(total))
+
+
+def _trim(limit_bytes: float) -> int:
+    """Remove the least recently used samples, as in `make_room`; return the remaining bytes."""
+    folder = cache_folder("samples")
+    total = trim_folder(folder, SAMPLES, limit_bytes)
+    if total > FULL * limit_bytes:
+        total = trim_folder(folder, SAMPLES, KEPT * limit_bytes, unused_s=IN_USE_S)
     return total
 
 
@@ -100,6 +145,7 @@ def _read(entry: Path, path: Path) -> Sample:
             frames=frames if frames.size else None,
             joints=arrays["joints"],
             size=(int(size[0]), int(size[1])),
+            upright=bool(arrays["upright"]),
             side_px=float(arrays["side_px"]),
             start_s=float(arrays["start_s"]),
             end_s=float(arrays["end_s"]),

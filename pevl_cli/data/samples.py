@@ -50,6 +50,7 @@ class Sample:
         list[float] | None
     )  # around the actor in all frames: x1, y1, x2, y2, px of the upright video
     warnings: tuple[str, ...]
+    upright: bool = False  # the video is taller than wide
 
 
 def read_sample(
@@ -121,6 +122,7 @@ def make_sample(clip: Clip, actor: Actor | None, config: ModelConfig) -> Sample:
         people=actor.people if actor is not None else 0,
         box=box,
         warnings=tuple(warnings),
+        upright=clip.height > clip.width,
     )
 
 
@@ -152,6 +154,7 @@ def pose_sample(path: Path, stored: StoredPoses, config: ModelConfig) -> Sample:
         people=actor.people,
         box=actor.box,
         warnings=(),
+        upright=stored.canvas[1] > stored.canvas[0],
     )
 
 
@@ -237,14 +240,24 @@ def _warp(frame: np.ndarray, region: _Region) -> np.ndarray:
     return warped
 
 
-def view(sample: Sample, config: ModelConfig, position: int = 0, mirrored: bool = False) -> Batch:
+def view(
+    sample: Sample, config: ModelConfig, crop: int | None = None, mirrored: bool = False
+) -> Batch:
     """A square view as a batch of one, shapes as in `cut_view`.
 
-    ``position``: 0 the middle; 1 and 2 the two sides of it.
+    ``crop`` None: the middle. 0, 1, 2: the middle one of three crops along the longer side of the
+    video, the first and the last. Those of a whole frame have its full short side, as in AIM.
     """
-    free = np.array(sample.size, np.float32) - sample.side_px
-    shift = np.where(free == free.max(), free / 2, 0) * (0, -1, 1)[position]
-    return cut_view(sample, config, shift, 1.0, 0.0, mirrored)
+    if crop is None:
+        return cut_view(sample, config, np.zeros(2), 1.0, 0.0, mirrored)
+    size = np.array(sample.size, np.float64)
+    scale = 1.0
+    if config.crop == "full" or sample.box is None:
+        scale = sample.side_px / size.min()
+    free = size - sample.side_px / scale
+    shift = np.zeros(2)
+    shift[int(sample.upright)] = free[int(sample.upright)] / 2 * (0, -1, 1)[crop]
+    return cut_view(sample, config, shift, scale, 0.0, mirrored)
 
 
 def collate(batches: list[Batch]) -> Batch:

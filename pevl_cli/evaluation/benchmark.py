@@ -40,7 +40,7 @@ def benchmark(
     checkpoint_name: str,
     poses: PoseStore | None = None,
     split: str | None = None,
-    views: int = 1,
+    views: int | None = None,
     listener: Listener = lambda done, total: None,
     batch: int = 16,
     workers: int | None = None,
@@ -48,9 +48,10 @@ def benchmark(
 ) -> Outcome:
     """Measure a split; ``split`` None: the split of the published results.
 
-    ``batch``: clips per forward pass, fewer when memory is too small. ``workers``: loader processes
-    that decode clips and detect joints; None: see `worker_count`. Both do not change the results.
-    ``timed``: also measure the speed.
+    ``views``: crops of each clip, 1 or 3; None: the model's. ``batch``: clips per forward pass,
+    fewer when memory is too small. ``workers``: loader processes that decode clips and detect
+    joints; None: see `worker_count`. Neither changes the results. ``timed``: also measure the
+    speed.
 
     PevlError when the labels do not fit, no clip can be read, or a loader process is killed;
     UsageError for an unknown split, and for a pose-only model without poses and detector.
@@ -60,6 +61,7 @@ def benchmark(
         raise UsageError(
             f"{checkpoint_name}: this model uses poses only; it needs a detector or --poses."
         )
+    views = views or config.views_at_test
     split, listed = choose_split(manifest, checkpoint_name, split)
     labels = choose_labels(manifest, recogniser.labels, checkpoint_name)
     recogniser.encode(labels)  # before the clips are read: the labels may be rejected

@@ -11,18 +11,21 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
 
 from pevl_cli.errors import PevlError
+from pevl_cli.media.timeline import Timeline, load_timeline, store_timeline
 
 # Longest side of a decoded frame: enough for a detector at 640 px and a crop around a small person,
 # and 48 frames of a 4K video fit in 200 MB.
 MAX_SIDE_PX = 1280
 # Decoding fewer frames than this is cheaper than seeking.
 SEEK_WORTH_FRAMES = 12
+TIMELINES_IN_MEMORY = 16  # of a process; 0.2 MB for ten minutes of film
 # Containers whose header gives the duration, so that a cut-off file is noticed.
 CONTAINERS_WITH_DURATION = {"matroska", "webm", "mov", "mp4"}
 
@@ -33,35 +36,6 @@ VIDEO_SUFFIXES = frozenset(
         *("wmv", "flv", "3gp", "ogv"),
     )
 )
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Time and order of all frames of a video stream, read from packets without decoding."""
-
-    path: Path
-    pts: np.ndarray  # (N,) int64, presentation order, in units of time_base_s
-    is_key: np.ndarray  # (N,) bool: key frame
-    time_base_s: float
-    last_duration_s: float  # duration of the last frame
-    width: int  # px of the upright frame
-    height: int
-    rotation_deg: int  # counter-clockwise rotation that makes a frame upright: 0, 90, 180, 270
-    has_timestamps: bool  # False: frames have no timestamps (AVI) and are counted
-    cut_off_s: float | None  # end of a file that is shorter than its header says; otherwise None
-
-    def __len__(self) -> int:
-        return len(self.pts)
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """Time of each frame in seconds, (N,); the first is 0."""
-        return (self.pts - self.pts[0]) * self.time_base_s
-
-    @property
-    def duration_s(self) -> float:
-        """End of the last frame in seconds."""
-        return float(self.times_s[-1]) + self.last_duration_s
 
 
 @dataclass(frozen=True)
@@ -87,10 +61,33 @@ class Clip:
 
 
 def read_timeline(path: str | Path) -> Timeline:
-    """Scan a file's packets. PevlError when the file is not a readable video."""
+    """The timeline of a file, from memory or the cache if the file was read before.
+
+    Otherwise its packets are scanned. PevlError when the file is not a readable video.
+    """
     path = Path(path)
-    with _open(path) as container:
-        return _scan(container, path)
+    try:
+        stat = path.stat()
+    except OSError:
+        with _open(path) as container:  # raises the error that tells the reason
+            return _scan(container, path)
+    return _timeline(path, path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=TIMELINES_IN_MEMORY)
+def _timeline(path: Path, absolute: Path, size: int, modified_ns: int) -> Timeline:
+    """`read_timeline`; the arguments determine the result.
+
+    ``absolute``: the path again, as the current folder may change.
+    """
+    timeline = load_timeline(path, size, modified_ns)
+    if timeline is None:
+        with _open(path) as container:
+            timeline = _scan(container, path)
+        store_timeline(timeline, size, modified_ns)
+    for array in (timeline.pts, timeline.is_key):
+        array.flags.writeable = False  # shared by all callers
+    return timeline
 
 
 def check_opens(path: str | Path) -> None:

@@ -64,7 +64,10 @@ class ModelConfig(BaseModel):
     # "full": the middle square of the frame (as in the paper); "follow": this square moved to the
     # actor and enlarged until it contains the whole body.
     crop: Literal["full", "follow"] = "full"
-    flip_at_test: bool = False  # average with the mirrored clip, unless a label has left/right
+    # Similarities at test are means over 1 or 3 crops of each clip, the paper's "three spatial
+    # crops", and with flip_at_test also over its mirror image, unless a label has left/right.
+    views_at_test: Literal[1, 3] = 1
+    flip_at_test: bool = False
     # parts
     video: bool = True
     pose: bool = True

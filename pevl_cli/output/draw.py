@@ -12,7 +12,8 @@ import numpy as np
 
 from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
-from pevl_cli.media.video import Clip, Timeline, iter_frames
+from pevl_cli.media.timeline import Timeline
+from pevl_cli.media.video import Clip, iter_frames
 from pevl_cli.pose.actor import Actor
 from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.pose.stored import StoredPoses

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pevl_cli.media.video import Timeline
+from pevl_cli.media.timeline import Timeline
 from pevl_cli.pose.actor import Actor
 from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.pose.stored import StoredPoses

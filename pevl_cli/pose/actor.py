@@ -18,7 +18,8 @@ import numpy as np
 
 from pevl_cli.cache import atomic_write, cache_folder, file_digest
 from pevl_cli.errors import PevlError
-from pevl_cli.media.video import MAX_SIDE_PX, Clip, Timeline, iter_frames
+from pevl_cli.media.timeline import Timeline
+from pevl_cli.media.video import MAX_SIDE_PX, Clip, iter_frames
 from pevl_cli.pose.settings import PoseSettings
 from pevl_cli.pose.tracks import (
     COLOUR_BINS,

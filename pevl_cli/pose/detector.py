@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,7 +22,8 @@ from torch import nn
 from pevl_cli.cache import cache_folder, file_digest
 from pevl_cli.errors import PevlError
 from pevl_cli.hardware import choose_device
-from pevl_cli.media.video import Clip, Timeline
+from pevl_cli.media.timeline import Timeline
+from pevl_cli.media.video import Clip
 from pevl_cli.pose.actor import Actor, FrameSource, cache_entry, cached_actor, find_actor
 from pevl_cli.pose.pickles import ALLOWED as ALLOWED_IN_PICKLES
 from pevl_cli.pose.safe_load import load_pt, passive_class, restore_classes
@@ -198,9 +199,10 @@ def _make_predictor(path: Path, confidence: float, device: torch.device) -> Any:
         predictor = PosePredictor(overrides=settings | quiet)
         predictor.callbacks.clear()  # they send usage data
         try:
-            predictor.model = AutoBackend(network, device=device, verbose=False).eval()
-            with torch.inference_mode():  # a network whose layers do not fit fails here
-                predictor.model(torch.zeros(1, 3, 64, 64, device=device))
+            with _only_gpu(device):
+                predictor.model = AutoBackend(network, device=device, verbose=False).eval()
+                with torch.inference_mode():  # a network whose layers do not fit fails here
+                    predictor.model(torch.zeros(1, 3, 64, 64, device=device))
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, LookupError, ValueError, RuntimeError) as error:
@@ -244,6 +246,14 @@ def _torch_device(name: str | None) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _only_gpu(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which CUDA's current GPU is ``device``, so that no other GPU is touched.
+
+    Otherwise whatever asks for the current GPU would take memory of the first one.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class PoseDetector:
@@ -316,9 +326,10 @@ class PoseDetector:
                         self.weights, self.settings.confidence, _torch_device(self.device)
                     )
                 self._predictor.args.imgsz = image_size_px
-                results = self._predictor(
-                    [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group]
-                )
+                with _only_gpu(self._predictor.device):
+                    results = self._predictor(
+                        [np.ascontiguousarray(frame[..., ::-1]) for _, frame in group]
+                    )
             for (i, frame), result in zip(group, results, strict=True):
                 boxes = result.boxes.data[:, :5].float().cpu().numpy()
                 joints = np.zeros((0, 17, 3), np.float32)

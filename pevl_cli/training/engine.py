@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pevl_cli.errors import PevlError
 from pevl_cli.hardware import choose_device, has_bf16
 from pevl_cli.training.settings import TrainSettings
+
+# How long a process may wait for the others. Far above torch's 10 or 30 minutes, because the parts
+# of the work are not equal: one process may decode for an hour what another one has in the cache. A
+# process that has died ends the others without this limit.
+LONGEST_WAIT = timedelta(days=1)
 
 
 def make_fabric(settings: TrainSettings) -> Fabric:
@@ -48,7 +54,9 @@ def make_fabric(settings: TrainSettings) -> Fabric:
         accelerator=accelerator,
         devices=[int(index)] if index and processes == 1 else processes,
         num_nodes=max(world // processes, 1),
-        strategy=DDPStrategy(find_unused_parameters=True) if world > 1 else "auto",
+        strategy=DDPStrategy(find_unused_parameters=True, timeout=LONGEST_WAIT)
+        if world > 1
+        else "auto",
         plugins=plugins,
         loggers=_make_tracker(settings.run.tracker, settings.folder),
     )
@@ -72,6 +80,15 @@ def _check_processes(settings: TrainSettings, accelerator: str, processes: int, 
     needs_gpus = accelerator == "cuda" or (settings.run.device == "auto" and processes > 1)
     if processes > gpus and needs_gpus:
         raise PevlError(f"run.processes {processes}: this machine has {gpus} GPUs.")
+
+
+def merge_dicts(fabric: Fabric, part: dict[int, str]) -> dict[int, str]:
+    """The entries of the parts of all processes, whose keys differ; the same in each process."""
+    if fabric.world_size == 1:
+        return part
+    parts: list[dict[int, str]] = [{}] * fabric.world_size
+    torch.distributed.all_gather_object(parts, part)
+    return {key: value for one in parts for key, value in one.items()}
 
 
 def training_precision(settings: TrainSettings) -> str:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from pevl_cli.model.checkpoint import BASE_PREFIXES
+from pevl_cli.model.pevl import PeVL
 from pevl_cli.training.settings import OptimSettings, TrainSettings
 
+TEMPERATURES = ("logit_scale", "refinement_scale")
 
-def make_optimiser(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
-    """AdamW for a model's trainable parameters.
 
-    Weight decay for matrices only, not for biases, norms and temperatures.
+def parameter_groups(model: PeVL, optim: OptimSettings) -> list[dict[str, Any]]:
+    """The trained parameters in groups of one learning rate and weight decay each.
+
+    "pretrained": CLIP's weights, if they are trained; they have a lower rate. "new": all others,
+    such as adapters, pose embedding and refinements. Vectors (biases, norms) and temperatures have
+    no weight decay. A model that was continued from a checkpoint has the same groups.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        on_clip = model.config.base == "clip" and name.startswith(BASE_PREFIXES)
+        kind = "pretrained" if on_clip else "new"
+        if name in TEMPERATURES:
+            kind = "temperatures"
+        elif parameter.ndim <= 1:
+            kind += " vectors"
+        groups.setdefault(kind, []).append(parameter)
+    return [
+        {
+            "name": kind,
+            "params": parameters,
+            "lr": optim.lr * (optim.pretrained_rate if kind.startswith("pretrained") else 1),
+            "weight_decay": optim.weight_decay if kind in {"pretrained", "new"} else 0.0,
+        }
+        for kind, parameters in sorted(groups.items())
     ]
-    return torch.optim.AdamW(groups, lr=optim.lr)
+
+
+def make_optimiser(model: PeVL, optim: OptimSettings) -> torch.optim.AdamW:
+    """AdamW for a model's trained parameters, in `parameter_groups`."""
+    groups = parameter_groups(model, optim)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(0.9, optim.beta2))
 
 
 def steps_per_epoch(settings: TrainSettings, clips: int) -> int:

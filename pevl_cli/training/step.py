@@ -53,16 +53,18 @@ class BatchLoss(nn.Module):
         prompts: list[str],
         classes: Tensor,
         labels: Tensor,
+        clips: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and S (N, C) of all N clips.
 
         frames, joints, has_video: the part of this process; prompts, classes, labels: of the whole
-        batch, as in `Targets`.
+        batch, as in `Targets`; clips (N,) int: the same number for a clip that occurs twice.
         """
         texts = self.model.encode_text(prompts)
         if self.model.text is None:
             texts = texts[classes]
-        return self.model.loss(Batch(frames, joints, has_video), texts, labels, self._gather)
+        batch = Batch(frames, joints, has_video)
+        return self.model.loss(batch, texts, labels, self._gather, clips)
 
 
 def gather_features(fabric: Fabric, part: Features) -> Features:

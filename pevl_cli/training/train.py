@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,13 +21,12 @@ from pevl_cli.data.dataset import read_data
 from pevl_cli.data.loader import worker_count, worker_errors
 from pevl_cli.data.manifest import Item, Manifest
 from pevl_cli.errors import PevlError
-from pevl_cli.hardware import choose_device
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.pose.skeletons import LAYOUTS, to_layout
 from pevl_cli.training import run_folder
 from pevl_cli.training.build import make_model
-from pevl_cli.training.engine import make_fabric
+from pevl_cli.training.engine import make_fabric, merge_dicts
 from pevl_cli.training.plan import memory_hints
 from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings, for_pose_only
@@ -77,6 +77,9 @@ def train(
     model, base = make_model(settings, manifest.labels)
     fabric = make_fabric(settings)
     fabric.launch()
+    if source.detector is not None:
+        # Each process, with its loader processes, detects on its own GPU.
+        source.detector.device = str(fabric.device)
     if fabric.global_rank:
         listener = ignore_event
     try:
@@ -95,10 +98,11 @@ def train(
 
 
 def _make_detector(settings: TrainSettings, poses: PoseStore | None) -> PoseDetector | None:
+    """The detector of the settings, on no particular device; None if no poses are detected."""
     config, run = settings.model, settings.run
     if poses is not None or not (config.pose or config.crop != "full"):
         return None
-    detector = PoseDetector(run.pose_weights, device=choose_device(run.device))
+    detector = PoseDetector(run.pose_weights)
     detector.digest()  # raise one error for missing weights, not one per clip
     return detector
 
@@ -185,7 +189,10 @@ def readable_items(items: Sequence[Item], poses: PoseStore | None) -> list[Item]
 def _check_clips(
     settings: TrainSettings, source: SampleSource, fabric: Fabric, listener: Listener
 ) -> tuple[Clips, Clips, list[LeftOut]]:
-    """The readable training and validation clips, and the unreadable clips."""
+    """The readable training and validation clips, and the unreadable clips.
+
+    Each process checks its part of the clips; all get the same result.
+    """
     data, manifest = settings.data, source.manifest
     splits = [
         Clips(
@@ -201,17 +208,16 @@ def _check_clips(
     total = sum(len(clips) for clips in splits)
     decode = data.check == "decode" or (data.check == "auto" and total <= MAX_DECODED_CLIPS)
     left_out: list[LeftOut] = []
-    # The first process of a machine decodes; the others then read the cache.
-    with fabric.rank_zero_first(local=True):
-        done = 0
-        for clips in splits:
-            count, before = len(clips), done
-            left_out += clips.check(
-                lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
-                worker_count(data.workers, fabric.device.type),
-                decode,
-            )
-            done += count
+    done = 0
+    for clips in splits:
+        count, before = len(clips), done
+        left_out += clips.check(
+            lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
+            worker_count(data.workers, fabric.device.type),
+            decode,
+            *(fabric.global_rank, fabric.world_size, partial(merge_dicts, fabric)),
+        )
+        done += count
     train_clips, val_clips = splits
     if fabric.is_global_zero:
         write_left_out(settings.folder / "left_out.csv", left_out)

@@ -91,7 +91,8 @@ class Trainer:
         if settings.optim.ema_decay:
             average = get_ema_multi_avg_fn(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.validator = Validator(labels, self.fabric, self.test_precision)
+        self.workers = worker_count(settings.data.workers, self.fabric.device.type)
+        self.validator = Validator(labels, self.fabric, self.test_precision, self.workers)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
         self.prototypes: Tensor | None = None  # (C, e) of the current weights; None: not computed
@@ -207,6 +208,7 @@ class Trainer:
             showings = plan.batch(epoch, index * optim.accumulate + part)
             classes = torch.tensor([plan.labels[showing.clip] for showing in showings])
             targets = choose_targets(classes, self.phrasings, config.contrast == "labels", rng)
+            same_clip = torch.tensor([showing.clip for showing in showings])
             not_last = part < optim.accumulate - 1
             with (
                 fabric.no_backward_sync(self.batch_loss, enabled=not_last),
@@ -215,6 +217,7 @@ class Trainer:
                 loss, similarity = self.batch_loss(
                     *(batch.frames, batch.joints, batch.has_video, targets.prompts),
                     *(targets.classes.to(fabric.device), targets.labels.to(fabric.device)),
+                    same_clip.to(fabric.device),
                 )
                 value = float(loss.detach())
                 if not np.isfinite(value):
@@ -244,7 +247,7 @@ class Trainer:
 
     def _report(self, epoch: int, loss: float) -> None:
         progress, steps = self.progress, self.epoch_steps
-        rate = float(self.schedule.get_last_lr()[0])
+        rate = max(float(rate) for rate in self.schedule.get_last_lr())  # of new weights
         top1 = progress.right / progress.seen
         wait = progress.wait_s / max(self._seconds(), 1e-9)
         done, total = progress.steps, steps * self.settings.optim.epochs
@@ -317,8 +320,7 @@ class Trainer:
 
     def _batches(self, clips: Clips, plan: BatchPlan) -> Iterator[Batch]:
         augmented = AugmentedClips(clips, self.augmentation, self.settings.run.seed)
-        workers = worker_count(self.settings.data.workers, self.fabric.device.type)
-        return load_batches(augmented, plan, workers)
+        return load_batches(augmented, plan, self.workers)
 
     # -- what is stored -------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,19 +12,21 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.loader import Loader
-from pevl_cli.data.samples import Sample
+from pevl_cli.data.loader import Loader, Unreadable
+from pevl_cli.data.manifest import Item
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import (
+    cut_views,
     encode_labels,
     flips_at_test,
-    match_samples,
+    match_views,
     normalise_prototypes,
     sum_video_features,
 )
 from pevl_cli.metrics import Accuracy, accuracy
 from pevl_cli.model.calibration import Calibration, fit_calibration
-from pevl_cli.model.features import Texts
+from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.features import Batch, Texts
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities
 
@@ -48,17 +50,37 @@ class Validation:
         return fit_calibration(self.similarities.values, self.labels, "val", near)
 
 
+@dataclass(frozen=True)
+class ViewReader:
+    """Reads a clip of ``clips``, or of another split of the same set, as the views to match."""
+
+    clips: Clips
+    config: ModelConfig
+    flip_at_test: bool
+
+    def __call__(self, item: Item) -> list[Batch]:
+        """As in `cut_views`. PevlError or OSError if the clip is unreadable."""
+        views = self.config.views_at_test
+        return cut_views(self.clips.read(item), self.config, views, self.flip_at_test)
+
+
 class Validator:
-    """Matches clips with one label set; each process takes every ``world_size``-th clip."""
+    """Matches clips with one label set; each process takes every ``world_size``-th clip.
+
+    The same loader processes read the clips of all validations and prototypes.
+    """
 
     def __init__(
         self,
         labels: LabelSet,
         fabric: Fabric,
         precision: Callable[[], AbstractContextManager[None]],
+        workers: int = 0,
     ) -> None:
-        """``precision``: a context for the model's computation."""
+        """``precision``: a context for the model's computation. ``workers`` as in `Loader`."""
         self.labels, self.fabric, self.precision = labels, fabric, precision
+        self.workers = workers
+        self._loader: Loader[Item, list[Batch]] | None = None  # from the first validation on
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
@@ -95,20 +117,29 @@ class Validator:
     def _match(self, model: PeVL, texts: Texts, clips: Clips, indices: list[int]) -> Similarities:
         """One row per index; NaN for a clip that is unreadable or has no video."""
         kinds = len(model.config.used_similarities)
-        flip = flips_at_test(model, self.labels)
         values = torch.full((len(indices), kinds, len(self.labels)), torch.nan)
         video = torch.full((len(indices), model.config.embed_dim), torch.nan)
-        rows = enumerate(Loader(clips.__getitem__, indices))
+        rows = enumerate(self._read(model, clips, indices))
         while group := list(islice(rows, BATCH)):
-            samples = {row: sample for row, sample in group if isinstance(sample, Sample)}
-            if not samples:
+            views = {row: clip for row, clip in group if not isinstance(clip, Unreadable)}
+            if not views:
                 continue
             with self.precision():
-                part = match_samples(model, list(samples.values()), texts, flip_at_test=flip)
-            values[list(samples)] = part.values
+                part = match_views(model, list(views.values()), texts)
+            values[list(views)] = part.values
             if part.video_features is not None:
-                video[list(samples)] = part.video_features
+                video[list(views)] = part.video_features
         return Similarities(values, video)
+
+    def _read(
+        self, model: PeVL, clips: Clips, indices: Sequence[int]
+    ) -> Iterator[list[Batch] | Unreadable]:
+        """The views of clips, see `ViewReader`. All clips must be of one set."""
+        if self._loader is None:
+            flip = flips_at_test(model, self.labels)
+            reader = ViewReader(clips, model.config, flip)
+            self._loader = Loader(reader, workers=self.workers, detector=clips.detector)
+        return self._loader.over([clips.items[i] for i in indices])
 
     def _interleave(self, rows: Tensor) -> Tensor:
         """Join the rows (n, …) of all processes in the order of the clips."""
@@ -124,8 +155,13 @@ class Validator:
         """
         fabric, classes = self.fabric, len(self.labels)
         each = max(min(PROTOTYPE_CLIPS, tested // classes), 1)
-        examples = clips.examples(each, seed, fabric.global_rank, fabric.world_size)
-        summed = sum_video_features(model.eval(), examples, classes, context=self.precision)
+        indices = clips.draw_examples(each, seed)[fabric.global_rank :: fabric.world_size]
+        examples = zip(
+            [clips.labels[i] for i in indices], self._read(model, clips, indices), strict=True
+        )
+        # Prototypes are means over the plain views; unreadable clips are left out.
+        plain = ((label, v[0]) for label, v in examples if not isinstance(v, Unreadable))
+        summed = sum_video_features(model.eval(), plain, classes, context=self.precision)
         if fabric.world_size > 1:
             total = fabric.all_reduce(summed.to(fabric.device), reduce_op="sum")
             assert isinstance(total, Tensor)

@@ -17,8 +17,10 @@ from tiny import tiny_config
 from pevl_cli.cache import cache_folder
 from pevl_cli.data import clips as clips_module
 from pevl_cli.data.clips import Clips, LeftOut, write_left_out
-from pevl_cli.data.manifest import Item, read_manifest
-from pevl_cli.data.sample_cache import trim_cache
+from pevl_cli.data.loader import Loader
+from pevl_cli.data.manifest import read_manifest
+from pevl_cli.data.sample_cache import SampleCache
+from pevl_cli.errors import PevlError, UsageError
 
 SMALL: dict[str, Any] = {"image_size": 32, "pose": False, "crop": "full"}
 
@@ -43,6 +45,15 @@ def clips_of(folder: Path, cache_bytes: float = 1e9) -> Clips:
 
 def ignore(done: int, total: int) -> None:
     return None
+
+
+def never(*_: object) -> None:
+    raise AssertionError("read again")
+
+
+def stored() -> set[Path]:
+    """The samples in the cache."""
+    return set(cache_folder("samples").glob("*/*.npz"))
 
 
 def test_unreadable_clips_are_left_out_with_the_reason(moves: Path, tmp_path: Path) -> None:
@@ -124,9 +135,6 @@ def test_a_second_check_reads_no_video(
     first = check()
     assert first[0] == 15 and len(first[1]) == 1
 
-    def never(*_: object) -> None:
-        raise AssertionError("read again")
-
     with monkeypatch.context() as patch:
         patch.setattr(clips_module, "read_sample", never)
         assert check() == first
@@ -140,9 +148,6 @@ def test_files_that_are_only_opened_are_not_decoded(
     monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "cache"))
     data = shutil.copytree(moves, tmp_path / "moves")
     (data / "stay" / "text.mp4").write_text("not a video")
-
-    def never(*_: object) -> None:
-        raise AssertionError("decoded")
 
     monkeypatch.setattr(clips_module, "read_sample", never)
     clips = clips_of(data)
@@ -177,10 +182,87 @@ def test_the_cache_stays_within_its_limit(
         os.utime(clips._entry(item), (1e9 - age, 1e9 - age))
     _ = clips[14]  # used last
     size = clips._entry(clips.items[0]).stat().st_size
-    assert trim_cache(4.5 * size) <= 4.5 * size
+    SampleCache(4.5 * size).make_room()
     left = {i for i in range(15) if clips._entry(clips.items[i]).exists()}
     assert left == {0, 1, 2, 14}
-    assert len(list(cache_folder("samples").glob("*/*.npz"))) == 4
+    assert len(stored()) == 4
+
+
+def test_a_full_cache_makes_room_by_what_no_run_uses_any_more(moves: Path, own_cache: Path) -> None:
+    clips = clips_of(moves)
+    clips.check(ignore)
+    entries = [clips._entry(item) for item in clips.items]
+    for entry in entries[:4]:
+        os.utime(entry, (1e9, 1e9))
+    limit = sum(entry.stat().st_size for entry in entries)
+    SampleCache(1.2 * limit).make_room()
+    assert len(stored()) == 15, "not full"
+    SampleCache(limit).make_room()
+    assert stored() == set(entries[4:])
+    for entry in entries[4:12]:
+        os.utime(entry, (1e9, 1e9))
+    SampleCache(limit / 15 * 11).make_room()
+    assert len(stored()) == 5, "down to half of the limit"
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_clip_is_stored_when_it_is_first_decoded(
+    moves: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, decode: bool
+) -> None:
+    clips = clips_of(moves)
+    clips.check(ignore, decode=False)
+    assert not stored()
+    first = [clips[i] for i in range(15)]
+    assert len(stored()) == 15
+    monkeypatch.setattr(clips_module, "read_sample", never)
+    clips = clips_of(moves)
+    assert clips.check(ignore, decode=decode) == []
+    assert all(np.array_equal(clips[i].frames, first[i].frames) for i in range(15))
+
+
+def test_an_unreadable_clip_is_decoded_once(
+    moves: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = clips_of(moves)
+    counted: list[Path] = []
+
+    def broken(path: Path, *_: object) -> None:
+        counted.append(path)
+        raise PevlError("it is damaged")
+
+    monkeypatch.setattr(clips_module, "read_sample", broken)
+    for _ in range(2):
+        with pytest.raises(PevlError, match="it is damaged"):
+            clips[0]
+    assert len(counted) == 1
+
+    def without_gpu(*_: object) -> None:
+        raise UsageError("--device cuda: not available")
+
+    monkeypatch.setattr(clips_module, "read_sample", without_gpu)
+    with pytest.raises(UsageError):
+        clips[1]
+    monkeypatch.undo()
+    assert clips_of(moves)[1].frames is not None, "the clip was not to blame"
+
+
+def test_a_measurement_writes_nothing(moves: Path, own_cache: Path) -> None:
+    clips = clips_of(moves, 0)
+    assert clips[0].frames is not None and not own_cache.exists()
+
+
+@pytest.mark.slow
+def test_processes_share_the_room_for_samples(moves: Path, own_cache: Path) -> None:
+    """As the loader processes of two ranks."""
+    first = clips_of(moves, 0)[0]
+    assert first.frames is not None
+    limit = 6.5 * (first.frames.nbytes + first.joints.nbytes + 4096)
+    ranks = [Loader(clips_of(moves, limit).__getitem__, range(15), workers=2) for _ in range(2)]
+    for _ in range(2):
+        for one, other in zip(*ranks, strict=True):
+            assert np.array_equal(one.frames, other.frames)
+        assert 3 <= len(stored()) <= 6  # a clip that both read at once counts twice
+        assert sum(path.stat().st_size for path in stored()) <= limit
 
 
 def test_shots_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
@@ -193,16 +275,37 @@ def test_shots_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
     assert chosen[0] == chosen[1] and len({tuple(c) for c in chosen}) > 1
 
 
-def test_examples_are_shared_among_processes_and_unreadable_ones_left_out(moves: Path) -> None:
+def test_examples_are_drawn_by_the_seed_for_each_class(moves: Path) -> None:
     clips = clips_of(moves)
-    whole = list(clips.examples(2, seed=0))
-    assert [label for label, _ in whole] == [0, 0, 1, 1, 2, 2]
-    shares = [list(clips.examples(2, 0, rank, 2)) for rank in (0, 1)]
-    paths = [sample.path for _, sample in whole]
-    assert [s.path for _, s in shares[0]] == paths[::2]
-    assert [s.path for _, s in shares[1]] == paths[1::2]
-    clips.items[:5] = [Item(Path("gone.mp4"), item.label) for item in clips.items[:5]]
-    assert [label for label, _ in clips.examples(2, seed=0)] == [1, 1, 2, 2]
+    drawn = [clips.draw_examples(2, seed) for seed in (0, 0, 1, 2)]
+    assert all([clips.labels[i] for i in d] == [0, 0, 1, 1, 2, 2] for d in drawn)
+    assert drawn[0] == drawn[1] and len({tuple(d) for d in drawn}) > 1
+
+
+def test_the_check_is_shared_among_processes(moves: Path, own_cache: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(moves, tmp_path / "moves")
+    for name in ("x", "y"):
+        (data / "stay" / f"{name}.mp4").write_text("not a video")
+    alone = clips_of(data)
+    everything = alone.check(ignore)
+    reasons: dict[int, str] = {}
+    for _ in range(2):  # in the second round, each process gets the reasons of both
+        for rank in range(2):
+            monitored: list[int] = []
+
+            def listener(done: int, total: int, seen: list[int] = monitored) -> None:
+                seen.append(done)
+
+            def merge(part: dict[int, str]) -> dict[int, str]:
+                reasons.update(part)
+                return reasons
+
+            clips = clips_of(data)
+            left_out = clips.check(listener, rank=rank, world=2, merge=merge)
+            assert monitored == [min(2 * k, 17) for k in range(1, len(monitored) + 1)]
+            assert len(monitored) == (9, 8)[rank]
+    assert left_out == everything and len(left_out) == 2
+    assert clips.items == alone.items and clips.labels == alone.labels
 
 
 def test_a_loader_process_gets_no_samples_with_the_clips(moves: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,15 @@ def plain(results: list[Any]) -> list[Any]:
     return [r.reason if isinstance(r, Unreadable) else r.tolist() for r in results]
 
 
+def with_gpu(reader: Any, item: int) -> tuple[int, str]:
+    """As extraction: ``reader`` holds the detector that the loader knows."""
+    return os.getpid(), reader.detector.device
+
+
+if "FAKE_GPUS" in os.environ:  # also in loader processes, which import this file
+    torch.cuda.device_count = lambda: int(os.environ["FAKE_GPUS"])
+
+
 EXPECTED = [[0], [1], [4], "three cannot be read", "no such file: no such file or directory.", [25]]
 
 
@@ -66,6 +76,18 @@ def test_loader_processes_give_the_same_and_stay_for_a_second_pass() -> None:
 
 
 @pytest.mark.slow
+def test_other_items_are_read_by_the_same_processes() -> None:
+    loader = Loader(with_process, workers=2)
+    first = list(loader.over([0, 1, 2, 5]))
+    _ = next(loader.over([7, 8, 9]))  # a pass that is not finished
+    second = list(loader.over(range(6)))
+    assert [r[0] for r in first if not isinstance(r, Unreadable)] == [[0], [1], [4], [25]]
+    assert [r.reason if isinstance(r, Unreadable) else r[0] for r in second] == EXPECTED
+    pids = [{r[1] for r in rows if not isinstance(r, Unreadable)} for rows in (first, second)]
+    assert pids[0] == pids[1] and len(pids[0]) == 2
+
+
+@pytest.mark.slow
 def test_a_killed_loader_process_is_one_clear_error() -> None:
     with pytest.raises(PevlError, match=r"loader process ended .* try fewer --workers"):
         list(Loader(end_the_process, range(8), workers=1))
@@ -89,10 +111,10 @@ def test_reading_draws_nothing_from_the_global_random_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("device", "expected_device", "expected_threads"),
-    [("cuda", "cuda:1", 1), ("cuda:0", "cuda:0", 1), ("cpu", "cpu", 4)],
+    [("cuda", "cuda:1", 1), (None, "cuda:1", 1), ("cuda:0", "cuda:0", 1), ("cpu", "cpu", 4)],
 )
 def test_each_process_has_its_gpu_or_its_share_of_the_cores(
-    device: str, expected_device: str, expected_threads: int, monkeypatch: pytest.MonkeyPatch
+    device: str | None, expected_device: str, expected_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = SimpleNamespace(device=device)
     worker = SimpleNamespace(dataset=SimpleNamespace(detector=detector), num_workers=4)
@@ -104,6 +126,20 @@ def test_each_process_has_its_gpu_or_its_share_of_the_cores(
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
     loader_module._begin_worker(3)
     assert (detector.device, threads) == (expected_device, [expected_threads])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "expected"), [("cuda", {0, 1}), ("cuda:1", {1})])
+def test_a_process_uses_one_gpu(
+    device: str, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    detector: Any = SimpleNamespace(device=device)
+    read = partial(with_gpu, SimpleNamespace(detector=detector))
+    used = list(Loader(read, range(12), workers=3, detector=detector))
+    assert len({pid for pid, _ in used}) == 3 == len(set(used)), "one GPU for each process"
+    assert {name for _, name in used} == {f"cuda:{number}" for number in expected}
+    assert detector.device == device, "unchanged in this process"
 
 
 def test_the_number_of_processes_is_by_the_machine_unless_it_is_given(

@@ -152,11 +152,27 @@ def test_three_views_look_at_both_sides_of_a_wide_picture() -> None:
     middle, first, last = (
         float(v.joints[0, :, 0, 0].mean()) for v in views if v.joints is not None
     )
-    # 640 px wide, and the view is 360 x 0.875 = 315 px: it can go 162.5 px to either side.
-    assert first - middle == pytest.approx(162.5 / 315, abs=0.01)
-    assert middle - last == pytest.approx(162.5 / 315, abs=0.01)
+    # 640 px wide, and the view is the full short side, 360 px: it can go 140 px to either side.
+    assert first - middle == pytest.approx(140 / 360, abs=0.01)
+    assert middle - last == pytest.approx(140 / 360, abs=0.01)
     heights = {round(float(v.joints[0, 0, 0, 1]), 3) for v in views if v.joints is not None}
     assert len(heights) == 1, "only the long side has room"
+
+
+@pytest.mark.parametrize(("width", "height", "axis"), [(640, 360, 0), (360, 640, 1)])
+def test_three_views_around_the_actor_shift_along_the_longer_side(
+    width: int, height: int, axis: int
+) -> None:
+    """Not diagonally: the square around the actor has room on both axes."""
+    config = config_of("follow")
+    sample = make_sample(*painted(width=width, height=height), config)
+    joints = [view(sample, config, crop).joints for crop in (0, 1, 2)]
+    middle, first, last = (j[0, 0, 0, :2] for j in joints if j is not None)
+    assert first[axis] - middle[axis] == pytest.approx(0.14, abs=0.01)
+    assert middle[axis] - last[axis] == pytest.approx(0.14, abs=0.01)
+    assert first[1 - axis] == pytest.approx(float(middle[1 - axis]), abs=1e-4)
+    plain = view(sample, config).joints
+    assert plain is not None and np.allclose(plain, joints[0])
 
 
 # -- time -----------------------------------------------------------------------------------------

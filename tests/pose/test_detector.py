@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +42,7 @@ def test_threads_use_the_network_one_at_a_time(tmp_path: Path) -> None:
     lock = threading.Lock()
 
     class Predictor:
-        args = SimpleNamespace(imgsz=0)
+        args, device = SimpleNamespace(imgsz=0), torch.device("cpu")
 
         def __call__(self, pictures: list[np.ndarray]) -> list[SimpleNamespace]:
             nonlocal inside, most
@@ -174,6 +176,30 @@ def test_the_device_that_is_named_is_used_and_does_not_become_the_current_one(
         PoseDetector("pevl-pose", device="gpu").find_actor(blank(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert detecting._torch_device(None) == torch.device("cpu")
+
+
+def test_no_other_gpu_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the network runs, the current GPU is the detector's own."""
+    current: list[torch.device | None] = [None]
+
+    @contextmanager
+    def only(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    class Predictor:
+        args, device = SimpleNamespace(imgsz=0), torch.device("cuda", 1)
+
+        def __call__(self, pictures: list[np.ndarray]) -> list[SimpleNamespace]:
+            assert current[-1] == self.device
+            boxes = SimpleNamespace(data=torch.zeros(0, 6))
+            return [SimpleNamespace(boxes=boxes, keypoints=None) for _ in pictures]
+
+    monkeypatch.setattr(torch.cuda, "device", only)
+    detector = PoseDetector("pevl-pose", device="cuda:1")
+    detector._predictor = Predictor()
+    assert len(list(detector.detect([(0, FRAME)], 64))) == 1 and current == [None]
 
 
 def test_ultralytics_does_not_select_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

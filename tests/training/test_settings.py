@@ -16,14 +16,25 @@ from pevl_cli.training.settings import OLD_NAMES, TrainSettings, load_settings, 
 DATA = {"data.dataset": "clips"}
 
 
-def test_the_paper_s_recipe_is_the_default_on_clip() -> None:
-    settings = load_settings("vit-b-16", DATA)
-    assert settings.model == CONFIGS["vit-b-16"]
-    optim = settings.optim
-    assert (optim.lr, optim.weight_decay, optim.epochs, optim.warmup_epochs) == (8e-6, 0.05, 50, 3)
-    assert optim.batch_size == 8 and not optim.ema_decay and not optim.balance
+def test_the_paper_s_recipe() -> None:
+    """Sec. 4.1, and X-CLIP's: new weights at ten times the base rate, beta2 0.98."""
+    for config in ("vit-b-16", "vit-l-14", "mini"):
+        optim = load_settings(config, DATA | {"recipe": "paper"}).optim
+        assert optim.lr * optim.pretrained_rate == pytest.approx(8e-6)
+        assert (optim.lr, optim.weight_decay, optim.epochs) == (8e-5, 0.05, 50)
+        assert (optim.warmup_epochs, optim.beta2) == (3, 0.98)
+        assert not optim.ema_decay and not optim.balance
+    settings = load_settings("vit-b-16", DATA, ["recipe=paper", "optim.epochs=4"])
+    assert settings.optim.epochs == 4
     assert settings.model.refinement_weight == 0.1
+    assert settings.model.contrast == "batch"
+
+
+def test_the_recipe_for_own_data_is_the_default() -> None:
+    assert load_settings("vit-b-16", DATA).recipe == "own"
     assert load_settings("mini", DATA).optim.lr == 1e-3
+    with pytest.raises(UsageError, match="recipe"):
+        load_settings("mini", DATA | {"recipe": "fast"})
 
 
 def test_flags_win_over_the_file_and_assignments_over_both(tmp_path: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import MOVES
 from tiny import tiny_config
-from tiny_runs import SMALL, settings_of
+from tiny_runs import FAST, SMALL, StopError, settings_of
 
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.errors import PevlError
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.training import train as training
+from pevl_cli.training.settings import TrainSettings
 from pevl_cli.training.train import train
 
 
@@ -58,6 +61,29 @@ def test_too_little_gpu_memory_is_one_sentence(
         train(settings_of(moves, tmp_path / "run"))
     for part in ("batch_size=2", "accumulate=2", "checkpointing=true", "--precision bf16"):
         assert part in str(caught.value)
+
+
+def test_each_process_detects_on_its_own_gpu(
+    moves: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the second of two; its loader processes inherit the detector."""
+    fabric = SimpleNamespace(
+        device=torch.device("cuda", 1),
+        global_rank=1,
+        world_size=2,
+        launch=lambda: None,
+        strategy=SimpleNamespace(launcher=None),
+    )
+    monkeypatch.setattr(training, "make_fabric", lambda settings: fabric)
+
+    def check(settings: TrainSettings, source: training.SampleSource, *_: object) -> None:
+        assert source.detector is not None
+        raise StopError(source.detector.device)
+
+    monkeypatch.setattr(training, "_check_clips", check)
+    options = {"model__crop": "follow", "run__pose_weights": weights, **FAST}
+    with pytest.raises(StopError, match="cuda:1"):
+        train(settings_of(moves, tmp_path / "run", **options))
 
 
 @pytest.mark.slow

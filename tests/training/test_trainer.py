@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny_runs import FAST, StopError, call, command, same, settings_of, stop_af
 from pevl_cli.data.batches import BatchPlan
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import read_manifest
+from pevl_cli.data.samples import view
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.matching import encode_labels, normalise_prototypes, sum_video_features
@@ -73,8 +75,29 @@ def test_two_processes_train_and_validate_together(moves: Path, tmp_path: Path) 
     model, _ = checkpoint.load(tmp_path / "run" / "best")
     clips = Clips(read_manifest(moves).in_split("train"), facts.labels.names, model.config, None)
     assert model.prototypes is not None
-    expected = normalise_prototypes(sum_video_features(model, clips.examples(1, 0), 3))
+    views = ((clips.labels[i], view(clips[i], model.config)) for i in clips.draw_examples(1, 0))
+    expected = normalise_prototypes(sum_video_features(model, views, 3))
     torch.testing.assert_close(model.prototypes, expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_check_of_the_clips(moves: Path, tmp_path: Path) -> None:
+    """Each detects in its part, once; and none is given up while another one works for long."""
+    data = shutil.copytree(moves, tmp_path / "moves")
+    for k in range(2):
+        (data / "stay" / f"text{k}.mp4").write_text("not a video")
+    script = Path(__file__).with_name("two_processes_check.py")
+    done = call([sys.executable, str(script), str(data), str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    parts = []
+    for rank in range(2):
+        record = tmp_path / f"detected_by_{rank}.txt"
+        parts.append([line.split()[0] for line in record.read_text().splitlines()])
+        assert float((tmp_path / f"timeout_of_{rank}.txt").read_text()) >= 24 * 3600
+    assert {len(part) for part in parts} <= {7, 8} and len({*parts[0], *parts[1]}) == 15
+    facts = checkpoint.read_facts(tmp_path / "run" / "best").training
+    assert (facts["train_clips"], facts["val_clips"]) == (12, 3)
+    assert len((tmp_path / "run" / "left_out.csv").read_text().splitlines()) == 3
 
 
 def test_coordinates_are_not_rounded_where_half_is_computed_with(

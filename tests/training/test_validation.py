@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,19 @@ from tiny import J, S, tiny_config, tiny_model
 from tiny_runs import SMALL, settings_of
 
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.manifest import read_manifest
+from pevl_cli.data.manifest import Item, read_manifest
 from pevl_cli.data.samples import Sample, collate, view
 from pevl_cli.errors import PevlError
-from pevl_cli.matching import normalise_prototypes, sum_video_features
+from pevl_cli.matching import (
+    encode_labels,
+    match_samples,
+    normalise_prototypes,
+    sum_video_features,
+)
 from pevl_cli.model import checkpoint
+from pevl_cli.model.pevl import PeVL
 from pevl_cli.training.train import train
+from pevl_cli.training.trainer import Trainer
 
 
 @pytest.mark.slow
@@ -35,7 +44,7 @@ def test_a_checkpoint_keeps_what_the_clips_of_each_label_look_like(
         seen = []
         for label in range(3):
             # As many as are validated: one of each.
-            samples = [sample for c, sample in clips.examples(1, 0) if c == label]
+            samples = [clips[i] for i in clips.draw_examples(1, 0) if clips.labels[i] == label]
             with torch.inference_mode():
                 features = model.encode(collate([view(s, model.config) for s in samples]))
             assert features.video is not None and len(samples) == 1
@@ -64,10 +73,54 @@ def test_what_clips_look_like_survives_a_pause(moves: Path, tmp_path: Path, pati
     assert facts.calibration == again.calibration
 
 
+class RecordingClips(Clips):
+    """Clips that say which process read them."""
+
+    def read(self, item: Item) -> Sample:
+        with Path(os.environ["READ_BY"]).open("a") as file:
+            file.write(f"{item.path.name} {os.getpid()}\n")
+        return super().read(item)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_processes_read_all_validations_and_prototypes(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    record = tmp_path / "read_by.txt"
+    monkeypatch.setenv("READ_BY", str(record))
+    manifest = read_manifest(moves)
+    settings = settings_of(moves, tmp_path / "run", data__workers=workers)
+    train_clips, val_clips = (
+        RecordingClips(manifest.in_split(split), manifest.labels.names, settings.model, None, 0)
+        for split in ("train", "val")
+    )
+    train_clips.items[0] = replace(train_clips.items[0], path=tmp_path / "gone.mp4")
+    trainer = Trainer(PeVL(settings.model), manifest.labels, settings)
+    pids = []
+    for _ in range(2):
+        validation = trainer.validator.test(trainer.tested_model, val_clips)
+        assert validation is not None
+        prototypes = trainer.validator.prototypes(trainer.tested_model, train_clips, 12, 0)
+        assert prototypes.isfinite().all()
+        lines = [line.split() for line in record.read_text().splitlines()]
+        assert len(lines) == 3 + 11 + 1
+        pids.append({pid for _, pid in lines})
+        record.unlink()
+    assert pids[0] == pids[1] and len(pids[0]) == max(workers, 1)
+    assert (str(os.getpid()) in pids[0]) == (workers == 0)
+    model = trainer.tested_model
+    texts = encode_labels(model, manifest.labels)
+    samples = [val_clips[i] for i in range(3)]
+    expected = match_samples(model, samples, texts, flip_at_test=True)
+    assert torch.equal(validation.similarities.values, expected.values)
+
+
 def test_clips_of_poses_alone_leave_no_prototype() -> None:
     joints = np.random.default_rng(0).random((S, J, 3)).astype(np.float32)
     sample = Sample(Path("a.pose"), None, joints, (48, 48), 48.0, 0.0, 0.0, S, 1, None, ())
-    summed = sum_video_features(tiny_model(), [(0, sample), (2, sample)], 3)
+    one = view(sample, tiny_config())
+    summed = sum_video_features(tiny_model(), [(0, one), (2, one)], 3)
     assert (
         summed.shape == (3, tiny_config().embed_dim) and normalise_prototypes(summed).isnan().all()
     )
