@@ -24,10 +24,10 @@ TIMM_TOWERS = {"vit_pe_core_": "pe", "siglip": "siglip"}
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Weights of CLIP: a file, and the NAME and TAG that it was named with."""
+    """Weights of CLIP: a file, or the NAME and TAG to download; a file can have both, too."""
 
     text: str  # as the user wrote it
-    file: Path
+    file: Path | None  # None: to be downloaded
     name: str | None = None  # an architecture of open_clip
     tag: str | None = None  # published weights of this architecture
 
@@ -43,7 +43,7 @@ class Traits:
 def find_clip(text: str) -> ClipSource:
     """The weights that NAME:TAG, FILE, NAME:FILE or NAME:TAG:FILE names.
 
-    NAME:TAG is downloaded, unless it is in the hub's cache. PevlError if there are none.
+    PevlError if there are none.
     """
     import open_clip
 
@@ -66,20 +66,31 @@ def find_clip(text: str) -> ClipSource:
         raise PevlError(
             f"{text}: '{rest}' is neither a file nor published weights of {name} (tags: {known})."
         )
-    if file:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise PevlError(f"{text}: there is no file {file}.")
-        return ClipSource(text, path, name, tag)
+    path = Path(file).expanduser()
+    if file and not path.is_file():
+        raise PevlError(f"{text}: there is no file {file}.")
+    return ClipSource(text, path if file else None, name, tag)
+
+
+def weights_file(source: ClipSource) -> Path:
+    """The file of a source; NAME:TAG is downloaded, unless it is in the hub's cache.
+
+    PevlError when the download fails.
+    """
+    import open_clip
+
+    if source.file is not None:
+        return source.file
+    assert source.name is not None and source.tag is not None
     try:
-        path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+        published = open_clip.get_pretrained_cfg(source.name, source.tag)
+        return Path(open_clip.download_pretrained(published))
     except Exception as error:  # open_clip and the hub client raise many kinds
         reason = (str(error).strip() or "no reason given").splitlines()[0].split(". ")[0]
         raise PevlError(
-            f"{text}: could not be downloaded ({type(error).__name__}: {reason}). Without a "
-            f"network, copy the weights file here and give --clip {text}:FILE."
+            f"{source.text}: could not be downloaded ({type(error).__name__}: {reason}). Without a "
+            f"network, copy the weights file here and give --clip {source.text}:FILE."
         ) from error
-    return ClipSource(text, path, name, tag)
 
 
 def traits(source: ClipSource, by_openai: bool, sizes: Sizes) -> Traits:
@@ -92,17 +103,18 @@ def traits(source: ClipSource, by_openai: bool, sizes: Sizes) -> Traits:
 
     if source.name is not None and source.tag is not None:
         return _published(source.name, source.tag)
+    assert source.file is not None
     stated = _stated(source.file, by_openai, sizes)
     if source.name is None:
         if stated is None:
-            names = [n for n in open_clip.list_models() if _named_sizes(n) == sizes]
+            names = [n for n in open_clip.list_models() if named_sizes(n) == sizes]
             raise PevlError(
                 f"{source.file}: does not say how its weights were trained; name the architecture "
                 f"with --clip NAME:FILE (NAME: {', '.join(names) or 'a model of open_clip'}; "
                 f"quickgelu: OpenAI's activation), or put its {CONFIG_FILE} beside it."
             )
         return stated
-    unlike = difference(sizes, _named_sizes(source.name))
+    unlike = difference(sizes, named_sizes(source.name))
     if unlike:
         raise PevlError(f"{source.text}: the file is not {source.name}: {unlike}.")
     quick_gelu = _named_quick_gelu(source.name)
@@ -189,15 +201,15 @@ def _tags_by_normalisation(name: str, quick_gelu: bool) -> dict[Normalisation, s
 def _named_quick_gelu(name: str) -> bool:
     import open_clip
 
-    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+    return bool(open_clip.get_model_config(name).get("quick_gelu", False))
 
 
-def _named_sizes(name: str) -> Sizes:
+def named_sizes(name: str) -> Sizes:
     """The sizes of an architecture of open_clip; those that it does not state are left out."""
     import open_clip
 
-    model = open_clip.get_model_config(name) or {}
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    model = open_clip.get_model_config(name)
+    vision, text = model["vision_cfg"], model["text_cfg"]
     timm_name = vision.get("timm_model_name")
     kinds = [kind for part, kind in TIMM_TOWERS.items() if timm_name and part in timm_name]
     stated = {

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pevl_cli.errors import PevlError
 from pevl_cli.model import sizes
-from pevl_cli.model.clip_source import ClipSource, find_clip, say_normalisation, traits
+from pevl_cli.model.clip_source import (
+    ClipSource,
+    find_clip,
+    named_sizes,
+    say_normalisation,
+    traits,
+    weights_file,
+)
 from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.timm_names import from_timm_names
 from pevl_cli.model.towers import make_image_tower, make_text_tower
@@ -50,7 +57,9 @@ def load_clip(
     PevlError when the weights cannot be loaded, do not fit, or do not say how they were trained.
     """
     found = find_clip(source)
-    raw = read_weights(found.file)
+    if found.file is None and found.name is not None:  # before the download
+        _fitting(named_sizes(found.name), config, source)
+    raw = read_weights(weights_file(found))
     by_openai = raw.keys() >= OPENAI_NUMBERS
     try:
         logit_scale = float(raw["logit_scale"])
@@ -60,13 +69,8 @@ def load_clip(
         raise PevlError(
             f"{source}: is not CLIP with open_clip's or OpenAI's names of the weights ({error})."
         ) from error
-    if config is None:
-        config = _config_with(have, source).model_copy(update={"image_size": image_size})
-    unlike = sizes.difference(have, sizes.config_sizes(config))
-    if unlike:
-        other = sizes.config_with(have)
-        hint = f"; hint: it fits config '{other.name}'" if other else ""
-        raise PevlError(f"{source}: does not fit config '{config.name}': {unlike}{hint}.")
+    chosen = _fitting(have, config, source)
+    config = config or chosen.model_copy(update={"image_size": image_size})
     if not trained:
         config = _as_trained(config, found, by_openai, have)
     positions = "visual.positional_embedding"
@@ -75,12 +79,19 @@ def load_clip(
     return ClipWeights(state, config, logit_scale, state_digest(state))
 
 
-def _config_with(have: sizes.Sizes, source: str) -> ModelConfig:
-    config = sizes.config_with(have)
-    if config is None:
-        known = ", ".join(c.name for c in CONFIGS.values() if c.base == "clip")
+def _fitting(have: sizes.Sizes, config: ModelConfig | None, source: str) -> ModelConfig:
+    """The config, None: the first of CONFIGS that fits, if it has these sizes; PevlError if not."""
+    known = [c for c in CONFIGS.values() if c.base == "clip"]
+    fitting = [c for c in known if not sizes.difference(have, sizes.config_sizes(c))]
+    if config is None and not fitting:
+        names = ", ".join(c.name for c in known)
         listed = ", ".join(f"{field} {size}" for field, size in have.items())
-        raise PevlError(f"{source}: fits none of the configs {known}: it has {listed}.")
+        raise PevlError(f"{source}: fits none of the configs {names}: it has {listed}.")
+    config = config or fitting[0]
+    unlike = sizes.difference(have, sizes.config_sizes(config))
+    if unlike:
+        hint = f"; hint: it fits config '{fitting[0].name}'" if fitting else ""
+        raise PevlError(f"{source}: does not fit config '{config.name}': {unlike}{hint}.")
     return config
 
 
@@ -103,7 +114,7 @@ def _interpolated(positions: Tensor, prefix: int, grid: int) -> Tensor:
     """Position embeddings (prefix + P, d) for another number of patches, as open_clip does it."""
     before, patches = positions[:prefix], positions[prefix:]
     side = isqrt(len(patches))
-    if side == grid:
+    if side == grid or side**2 != len(patches):  # the latter is refused by its shape
         return positions
     picture = rearrange(patches, "(r c) d -> 1 d r c", r=side)
     picture = F.interpolate(picture, (grid, grid), mode="bicubic", antialias=True)

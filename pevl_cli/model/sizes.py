@@ -7,7 +7,7 @@ from math import isqrt
 
 from torch import Tensor
 
-from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.config import ModelConfig
 
 Sizes = dict[str, int | str]  # field of ModelConfig -> its value
 # Without the image size: position embeddings can be interpolated.
@@ -60,13 +60,6 @@ def image_size(state: dict[str, Tensor]) -> int:
 def config_sizes(config: ModelConfig) -> Sizes:
     """The sizes of a config."""
     return {field: getattr(config, field) for field in FIELDS}
-
-
-def config_with(sizes: Sizes) -> ModelConfig | None:
-    """The config on CLIP with these sizes; None if there is none."""
-    return next(
-        (c for c in CONFIGS.values() if c.base == "clip" and config_sizes(c) == sizes), None
-    )
 
 
 def difference(sizes: Sizes, expected: Sizes) -> str:

@@ -313,6 +313,18 @@ def test_what_does_not_exist_is_named(source: str) -> None:
     assert one_sentence(error).startswith(source)
 
 
+def test_published_weights_that_fit_no_config_are_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, published: dict[str, Any]
+) -> None:
+    published["ViT-B-32"] = published[NAME]
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: pytest.fail("downloaded"))
+    with pytest.raises(PevlError) as error:
+        load_clip("ViT-B-32:openai")
+    assert "fits none of the configs" in one_sentence(error)
+    with pytest.raises(PevlError, match="config 'vit-b-16': its patch_size is 32, not 16"):
+        load_clip("ViT-B-32:openai", CONFIGS["vit-b-16"])
+
+
 def test_a_failed_download_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(tag: object) -> None:
         raise OSError("no network. And more")
