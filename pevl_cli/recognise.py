@@ -27,10 +27,10 @@ from pevl_cli.labels import LabelSet, read_labels
 from pevl_cli.matching import encode_labels, flips_at_test, match_samples
 from pevl_cli.model import checkpoint
 from pevl_cli.model.calibration import Calibration
-from pevl_cli.model.clip import load_clip
-from pevl_cli.model.config import CONFIGS, ModelConfig
+from pevl_cli.model.clip_weights import load_clip
+from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Texts
-from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL
+from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities, mean_similarity
 from pevl_cli.pose.detector import PoseDetector
 
@@ -305,9 +305,9 @@ def load(
 ) -> Recogniser:
     """A recogniser from a checkpoint, by default the bundled one; or plain CLIP, zero-shot.
 
-    ``checkpoint_name``: a folder, or a bundled name. ``clip``: CLIP weights, NAME:TAG of open_clip
-    or a file; without a checkpoint they give plain CLIP without pose, with a checkpoint they are
-    its base. ``pose_weights``: a YOLO-pose file or name. ``use_pose`` = False: no detector.
+    ``checkpoint_name``: a folder, or a bundled name. ``clip``: CLIP weights, as `load_clip` takes
+    them; without a checkpoint they give plain CLIP without pose, with a checkpoint they are its
+    base. ``pose_weights``: a YOLO-pose file or name. ``use_pose`` = False: no detector.
     ``device``: "auto", "cpu", "cuda", ...; ``precision``: "auto", "fp32", "bf16" or "fp16".
 
     PevlError for weights that are missing or do not fit; UsageError for a device or precision that
@@ -315,13 +315,14 @@ def load(
     """
     device = choose_device(device)
     if clip is not None and checkpoint_name is None:
-        name = "vit-l-14" if "l-14" in clip.lower() else "vit-b-16"
-        state, config, digest = load_clip(clip, plain_clip(CONFIGS[name]))
-        model = PeVL(config)
-        missing, unknown = model.load_state_dict(state, strict=False)
+        weights = load_clip(clip)
+        model = PeVL(plain_clip(weights.config))
+        missing, unknown = model.load_state_dict(weights.state, strict=False)
         assert not unknown and set(missing) <= {"logit_scale", "refinement_scale"}, missing
-        model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
-        return Recogniser(model, None, digest, None, device, precision)
+        model.logit_scale.data.fill_(weights.logit_scale)
+        # The same weights with another activation give other features.
+        key = weights.digest + model.config.model_dump_json()
+        return Recogniser(model, None, key, None, device, precision)
     folder = checkpoint.find(checkpoint_name or DEFAULT_CHECKPOINT)
     config = checkpoint.read_facts(folder).model
     needs_joints = config.pose or config.crop != "full"

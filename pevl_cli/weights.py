@@ -82,6 +82,7 @@ class KnownModel:
     licence: str
     megabytes: float  # size in 10⁶ bytes; an estimate unless bundled
     repository: str = ""  # on the Hugging Face hub
+    tokenizer: bool = False  # the texts need TOKENIZER_FILE of the repository
 
 
 # Estimated sizes: number of parameters times bytes of the stored precision.
@@ -106,7 +107,25 @@ CLIP = (
         *("clip", "CLIP, for vit-l-14 and zero-shot", "MIT", 1710),
         repository="timm/vit_large_patch14_clip_224.openai",
     ),
+    KnownModel(
+        "PE-Core-B-16:meta",
+        *("clip", "Perception Encoder, pe-core-b-16", "Apache-2.0", 1791),
+        repository="timm/PE-Core-B-16",
+    ),
+    KnownModel(
+        "PE-Core-L-14-336:meta",
+        *("clip", "Perception Encoder, pe-core-l-14", "Apache-2.0", 2685),
+        repository="timm/PE-Core-L-14-336",
+    ),
+    KnownModel(
+        "ViT-B-16-SigLIP2:webli",
+        *("clip", "SigLIP 2, for siglip2-b-16", "Apache-2.0", 1501),
+        repository="timm/ViT-B-16-SigLIP2",
+        tokenizer=True,
+    ),
 )
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_VARIABLE = "PEVL_TOKENIZER"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Licence of the bundled models.
 BUNDLED_LICENCE = "AGPL-3.0"
@@ -244,6 +263,8 @@ def _fetch_clip(known: KnownModel) -> Path:
             with suppress(RemoteEntryNotFoundError):
                 path = Path(hf_hub_download(known.repository, file_name))
                 break
+        if known.tokenizer:
+            hf_hub_download(known.repository, TOKENIZER_FILE)
     except Exception as error:  # the hub's client raises many kinds
         raise _offline(name, error) from error
     if path is None:
@@ -258,6 +279,31 @@ def _fetch_clip(known: KnownModel) -> Path:
     return path
 
 
+def find_tokenizer() -> Path:
+    """The `tokenizer.json` of SigLIP 2's texts.
+
+    The file that the variable ``PEVL_TOKENIZER`` names, or that is in the folder it names;
+    otherwise the one downloaded with the weights. PevlError if there is none.
+    """
+    named = os.environ.get(TOKENIZER_VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise PevlError(f"{path}: no such tokenizer file (named by {TOKENIZER_VARIABLE}).")
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    known = next(known for known in CLIP if known.tokenizer)
+    file = try_to_load_from_cache(known.repository, TOKENIZER_FILE)
+    if not isinstance(file, str):
+        raise PevlError(
+            f"SigLIP 2's texts need its {TOKENIZER_FILE}; hint: `pevl models fetch {known.name}`, "
+            f"or copy it from {known.repository} and name it with {TOKENIZER_VARIABLE}."
+        )
+    return Path(file)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -270,7 +316,8 @@ def _offline(name: str, error: Exception, downloaded: Path | None = None) -> Pev
             f"{name}: was downloaded before ({downloaded}), but could not be checked: its "
             f"publisher's list cannot be read ({reason})."
         )
+    option = f"--clip {name}:FILE" if ":" in name else "--pose-weights FILE"
     return PevlError(
         f"{name}: could not be downloaded ({reason}). Is there a network? Or download the file on "
-        "another computer, copy it, and name it with --pose-weights or --clip."
+        f"another computer, copy it, and name it with {option}."
     )

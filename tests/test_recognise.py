@@ -11,12 +11,14 @@ import pytest
 import torch
 from command import LABELS
 from conftest import MakeVideo, picture
+from tiny import ON_CLIP, tiny_config, tiny_model
 
 from pevl_cli import recognise
 from pevl_cli.data.samples import view
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.calibration import Calibration
+from pevl_cli.model.clip_weights import ClipWeights
 from pevl_cli.model.sgmc import Similarities
 
 
@@ -74,6 +76,29 @@ def test_prototype_similarity_is_that_of_the_given_labels(
     assert score(first, second) == score(second, first) == pytest.approx(expected(0.9), abs=1e-3)
     assert score(first, "juggling") == pytest.approx(expected(0.0), abs=1e-3)
     assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "not trained on"
+
+
+def test_plain_clip_has_its_own_temperature_and_its_own_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another activation, the same weights give other features for the same texts."""
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path))
+    state = {
+        name: value
+        for name, value in tiny_model(seed=3, **ON_CLIP).state_dict().items()
+        if name.startswith(checkpoint.BASE_PREFIXES)
+    }
+    labels = LabelSet(("jump", "turn"), ("jump", "turn"))
+    texts = []
+    for quick_gelu in (False, True):
+        config = tiny_config(**ON_CLIP, quick_gelu=quick_gelu)
+        weights = ClipWeights(state, config, 3.25, "digest")
+        monkeypatch.setattr(recognise, "load_clip", lambda source, w=weights: w)
+        recogniser = recognise.load(clip="ViT-L-14.pt", device="cpu", precision="fp32")
+        assert recogniser.model.logit_scale.item() == 3.25
+        assert recogniser.model.config.quick_gelu is quick_gelu
+        texts.append(recogniser.encode(labels).sentences)
+    assert not torch.allclose(texts[0], texts[1])
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,21 @@ def test_a_tower_is_checked_by_the_hash_that_the_hub_keeps_it_under(
         models.fetch("ViT-B-16-quickgelu:openai")
 
 
+def test_a_tower_brings_the_vocabulary_that_its_texts_need(
+    monkeypatch: pytest.MonkeyPatch, weights: Path
+) -> None:
+    fetched: list[tuple[str, ...]] = []
+
+    def download(*names: str) -> str:
+        fetched.append(names)
+        return str(weights)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for name in ("PE-Core-B-16:meta", "ViT-B-16-SigLIP2:webli"):
+        models.fetch(name)
+    assert [file for _, file in fetched] == [models.CLIP_FILES[0]] * 2 + ["tokenizer.json"]
+
+
 def test_towers_come_from_where_open_clip_takes_them() -> None:
     from open_clip.pretrained import get_pretrained_cfg
 

@@ -33,8 +33,7 @@ def classify(
     clip: Annotated[
         str | None,
         typer.Option(
-            help="CLIP weights: NAME:TAG of open_clip, or a file. Without --checkpoint: plain "
-            "zero-shot CLIP without pose."
+            help=f"{options.CLIP_SOURCES} Without --checkpoint: plain zero-shot CLIP without pose."
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,

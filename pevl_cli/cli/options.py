@@ -91,12 +91,18 @@ Workers = Annotated[
 ]
 
 # -- model and device
-Clip = Annotated[str | None, typer.Option(help="CLIP weights: NAME:TAG of open_clip, or a file.")]
+CLIP_SOURCES = (
+    "Weights of CLIP, Perception Encoder or SigLIP 2: NAME:TAG of open_clip, or a file: FILE if it "
+    "says how it was trained (as OpenAI's archives do), otherwise NAME:FILE, such as "
+    "ViT-B-16-quickgelu:FILE."
+)
+Clip = Annotated[str | None, typer.Option(help=CLIP_SOURCES)]
 Config = Annotated[
     str | None,
     typer.Option(
-        help="Model and settings: mini (small, without CLIP), vit-b-16 or vit-l-14 (on CLIP), or "
-        "a YAML file. Default: mini."
+        help="Model and settings: mini (small, without CLIP); vit-b-16 or vit-l-14 (on CLIP); "
+        "pe-core-b-16, pe-core-l-14 or siglip2-b-16 (on newer towers); or a YAML file. Default: "
+        "mini."
     ),
 ]
 Views = Annotated[

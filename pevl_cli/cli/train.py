@@ -230,11 +230,11 @@ def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
         files = [out / "settings.yaml"]
     elif dataset is not None:
         from pevl_cli.data.sets.named import known_name
+        from pevl_cli.model.config import CONFIGS
 
         named = known_name(dataset)
         title = named if named and not dataset.exists() else dataset.resolve().stem
-        configs = "mini", "vit-b-16", "vit-l-14"
-        files = [Path("runs") / f"{title}-{config}" / "settings.yaml" for config in configs]
+        files = [Path("runs") / f"{title}-{config}" / "settings.yaml" for config in CONFIGS]
     else:
         raise UsageError("--resume: give the run's folder with --out.")
     files = [file for file in files if file.is_file()]

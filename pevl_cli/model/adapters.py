@@ -10,8 +10,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from pevl_cli.model.rotary import rotate
 
 
 class QuickGELU(nn.Module):
@@ -37,7 +40,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, d) -> the term that the adapter adds, (…, d)."""
-        return self.up(nn.functional.gelu(self.down(x)))
+        return self.up(F.gelu(self.down(x)))
 
 
 def make_adapters(layers: int, kinds: Sequence[str], width: int, bottleneck: int) -> nn.ModuleList:
@@ -53,47 +56,75 @@ def adapter_pairs(adapters: nn.ModuleList, layers: int) -> list[nn.ModuleDict | 
 
 
 class Block(nn.Module):
-    """One transformer block of CLIP, in two parts (attention, MLP) with an adapter at each."""
+    """One transformer block of CLIP, in two parts (attention, MLP) with an adapter at each.
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool, dropout: float = 0.0) -> None:
+    ``tanh_gelu`` and ``eps`` (of the norms) are for the blocks of other towers.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        quick_gelu: bool,
+        dropout: float = 0.0,
+        *,
+        tanh_gelu: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        gelu = nn.GELU("tanh" if tanh_gelu else "none")
+        self.ln_1 = nn.LayerNorm(width, eps)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, 4 * width),
-                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                gelu=QuickGELU() if quick_gelu else gelu,
                 c_proj=nn.Linear(4 * width, width),
             )
         )
         self.drop = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
         """Self-attention before the residual sum: x (B, n, d) -> (B, n, d).
 
-        ``mask`` (n, n) is added to the logits.
+        ``mask`` (n, n) is added to the logits. ``rotary`` (2, P, c): the places of the patches, the
+        last P tokens (`rotary.py`); not with a mask.
         """
         x = self.ln_1(x)
-        out: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        if rotary is None:
+            out: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        else:
+            q, k, v = self._heads(x)
+            out = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v)
+            out = self.attn.out_proj(rearrange(out, "b h n c -> b n (h c)"))
         return self.drop(out)
 
     def class_attention(self, x: Tensor) -> Tensor:
         """Attention of the first token to each token: x (B, n, d) -> (B, n), mean of the heads."""
-        heads, width = self.attn.num_heads, self.attn.embed_dim
-        qkv = nn.functional.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
-        q, k, _ = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
-        logits = q[:, :, :1] @ k.transpose(-1, -2) / (width // heads) ** 0.5
+        q, k, _ = self._heads(self.ln_1(x))
+        logits = q[:, :, :1] @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return logits.to(x.dtype).softmax(-1).mean(1)[:, 0]
 
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normed tokens: (B, n, d) -> three of (B, h, n, d / h)."""
+        qkv = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        heads = self.attn.num_heads
+        q, k, v = rearrange(qkv, "b n (three h c) -> three b h n c", three=3, h=heads)
+        return q, k, v
+
     def forward(
-        self, x: Tensor, adapters: nn.ModuleDict | None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        adapters: nn.ModuleDict | None,
+        mask: Tensor | None = None,
+        rotary: Tensor | None = None,
     ) -> Tensor:
         """The block with AIM's two adapters: after the attention, beside the MLP (scale 0.5).
 
-        x (B, n, d) -> (B, n, d). ``adapters`` None: CLIP's block without adapters.
+        x (B, n, d) -> (B, n, d). ``adapters`` None: the tower's block without adapters.
         """
-        attended = self.attend(x, mask)
+        attended = self.attend(x, mask, rotary)
         x = x + attended
         if adapters is not None:
             x = x + adapters["attention"](attended)
@@ -111,11 +142,20 @@ class Transformer(nn.Module):
     resblocks: nn.ModuleList
 
     def __init__(
-        self, width: int, layers: int, heads: int, quick_gelu: bool, dropout: float
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        quick_gelu: bool,
+        dropout: float,
+        *,
+        tanh_gelu: bool = False,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(
-            Block(width, heads, quick_gelu, dropout) for _ in range(layers)
+            Block(width, heads, quick_gelu, dropout, tanh_gelu=tanh_gelu, eps=eps)
+            for _ in range(layers)
         )
         for block in self.blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)

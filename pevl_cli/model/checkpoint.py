@@ -21,7 +21,7 @@ from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.calibration import Calibration
-from pevl_cli.model.clip import load_clip
+from pevl_cli.model.clip_weights import load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
@@ -45,8 +45,8 @@ class Base(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str  # NAME:TAG of open_clip, or a file's path
-    digest: str  # clip.state_digest
+    source: str  # as for load_clip: NAME:TAG of open_clip, or a file's path
+    digest: str  # weights_file.state_digest
 
 
 class Facts(BaseModel):
@@ -210,15 +210,15 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     except (SafetensorError, OSError) as error:
         raise PevlError(f"{file}: damaged or not a safetensors file ({error}).") from error
     if facts.base is not None and facts.base_is_separate:
-        base_state, _, digest = load_clip(clip or facts.base.source, facts.model)
-        if digest != facts.base.digest:
+        base = load_clip(clip or facts.base.source, facts.model, trained=True)
+        if base.digest != facts.base.digest:
             raise PevlError(
                 f"{folder}: was trained on other CLIP weights than {clip or facts.base.source} "
-                f"(hash {facts.base.digest[:8]}, not {digest[:8]}); give the right weights with "
-                "--clip."
+                f"(hash {facts.base.digest[:8]}, not {base.digest[:8]}); give the right weights "
+                "with --clip."
             )
         used = BASE_PREFIXES if facts.model.text else ("visual.",)
-        state |= {k: v for k, v in base_state.items() if k.startswith(used)}
+        state |= {k: v for k, v in base.state.items() if k.startswith(used)}
     model = PeVL(facts.model)
     if "prototypes" in state:
         model.prototypes = torch.zeros(len(facts.labels.names), facts.model.embed_dim)

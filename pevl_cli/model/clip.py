@@ -1,37 +1,30 @@
-"""CLIP's image and text towers with open_clip's parameter names, its weights and tokeniser.
+"""CLIP's image and text towers with open_clip's parameter names.
 
-Only this file uses open_clip. open_clip's tower classes are not used, because adapters are inside
-the blocks and pose tokens pass through the same blocks. A test compares the towers with open_clip's
-`encode_image` and `encode_text`, bit by bit.
+open_clip's tower classes are not used, because adapters are inside the blocks and pose tokens pass
+through the same blocks. A test compares the towers with open_clip's `encode_image` and
+`encode_text`, bit by bit.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from pevl_cli.errors import PevlError
 from pevl_cli.model.adapters import Transformer
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
 from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
 from pevl_cli.model.precision import full_precision
 
-# A weights file does not contain its architecture: config -> open_clip's name.
-OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-l-14": "ViT-L-14"}
-
 
 class VisualTower(nn.Module):
     """CLIP's image tower: embedding, blocks, final norm and projection."""
 
     prefix_tokens = 1  # class tokens before the patches
+    rotary: Tensor | None = None  # the patches have no rotary position embedding
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -136,107 +129,3 @@ class TextTower(nn.Module):
         position = torch.arange(length, device=ids.device)[None]
         word_mask = (position > 0) & (position < end[:, None])
         return sentences, words, word_mask
-
-
-def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
-    """Texts -> token ids (C, L) int64; L: length of the longest text; padded with 0.
-
-    Tokeniser "clip" is CLIP's byte-pair vocabulary. "words", for a model trained from scratch, maps
-    each word to one of ``vocab_size`` ids by its hash: it needs no file and no import, and works
-    for any language. Longer texts are cut to ``context_length``.
-    """
-    if config.tokenizer == "clip":
-        from open_clip.tokenizer import SimpleTokenizer
-
-        ids = SimpleTokenizer(context_length=config.context_length)(list(texts))
-    else:
-        ids = torch.zeros(len(texts), config.context_length, dtype=torch.long)
-        for row, text in zip(ids, texts, strict=True):
-            words = re.findall(r"\w+", text.lower())[: config.context_length - 2]
-            codes = [2 + zlib.crc32(w.encode()) % (config.vocab_size - 3) for w in words]
-            row[: len(words) + 2] = torch.tensor([1, *codes, config.vocab_size - 1])
-    longest = int((ids.argmax(-1) + 1).max())
-    return ids[:, :longest].contiguous()
-
-
-def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
-    """Weights of both towers from open_clip's "NAME:TAG", or from a local file.
-
-    Returns the weights (names `visual.…` and `text.…`), the config with that model's activation and
-    normalisation, and the hash of the weights. PevlError when they cannot be loaded or do not fit.
-    """
-    import open_clip
-
-    path = Path(source).expanduser()
-    name, _, tag = source.partition(":")
-    if path.is_file() and config.name not in OPEN_CLIP_NAMES:
-        known = ", ".join(OPEN_CLIP_NAMES)
-        raise PevlError(f"{source}: a weights file fits the configs {known}, not '{config.name}'.")
-    if path.is_file():
-        name, pretrained = OPEN_CLIP_NAMES[config.name], str(path)
-    elif tag:
-        known = open_clip.list_pretrained_tags_by_model(name)
-        if tag not in known:
-            models = ", ".join(known) or "none; see open_clip.list_pretrained()"
-            raise PevlError(f"{source}: open_clip has no such weights. Tags of {name}: {models}.")
-        pretrained = tag
-    else:
-        raise PevlError(
-            f"{source}: neither a weights file nor NAME:TAG, such as ViT-B-16-quickgelu:openai."
-        )
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, force_quick_gelu=config.quick_gelu and path.is_file()
-        )
-    except Exception as error:  # open_clip and the hub client raise many kinds
-        reason = (str(error).strip() or "no reason given").splitlines()[0].split(". ")[0]
-        reason = f"{type(error).__name__}: {reason}"
-        raise PevlError(
-            f"{source}: CLIP weights could not be loaded ({reason}). Without a network, copy "
-            "open_clip's weights file (a state dict or safetensors) here and give its path."
-        ) from error
-    normalise = preprocess.transforms[-1]
-    quick = any("QuickGELU" in type(m).__name__ for m in model.modules())
-    state = from_open_clip_names(model.state_dict())
-    config = config.model_copy(
-        update={
-            "quick_gelu": quick,
-            "image_mean": tuple(float(v) for v in normalise.mean),
-            "image_std": tuple(float(v) for v in normalise.std),
-        }
-    )
-    _check_shapes(state, config, source)
-    return state, config, state_digest(state)
-
-
-def _check_shapes(state: dict[str, Tensor], config: ModelConfig, source: str) -> None:
-    """PevlError when a name or shape of the towers' weights does not fit the config."""
-    with torch.device("meta"):
-        towers = {"visual": VisualTower(config), "text": TextTower(config)}
-    expected = {f"{t}.{k}": v.shape for t, m in towers.items() for k, v in m.state_dict().items()}
-    for key in sorted(expected.keys() | state.keys()):
-        if key not in expected or key not in state or expected[key] != state[key].shape:
-            raise PevlError(f"{source}: does not fit config '{config.name}' (weight '{key}').")
-
-
-def from_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert names of open_clip's weights to PeVL's: the text tower gets the prefix `text.`.
-
-    The result has no temperature and no attention mask. Tensors (…) are unchanged.
-    """
-    renamed = {}
-    for key, value in state.items():
-        if key.startswith("visual."):
-            renamed[key] = value
-        elif key not in {"logit_scale", "logit_bias"}:
-            renamed[f"text.{key.removeprefix('text.')}"] = value
-    return {k: v for k, v in renamed.items() if not k.endswith("attn_mask")}
-
-
-def state_digest(state: dict[str, Tensor]) -> str:
-    """Hash of names and values (as float32), the same on every machine: 16 bytes as hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(state):
-        digest.update(key.encode())
-        digest.update(state[key].detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()

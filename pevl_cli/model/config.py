@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -22,7 +22,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    # CLIP's sizes
+    # Kind of the towers: CLIP's, SigLIP 2's or Perception Encoder's.
+    tower: Literal["clip", "siglip", "pe"] = "clip"
+    # sizes of the towers
     embed_dim: int
     width: int
     layers: int
@@ -37,7 +39,8 @@ class ModelConfig(BaseModel):
     quick_gelu: bool = True
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    tokenizer: Literal["clip", "words"] = "clip"
+    trained_grid: int = 0  # tower "pe": patches along a side in its training
+    tokenizer: Literal["clip", "words", "gemma"] = "clip"
     # From pixels to patch tokens: CLIP's linear map, or the frozen layers of the bundled pose
     # network before its head, followed by convolutions.
     stem: Literal["patch", "pose"] = "patch"
@@ -108,6 +111,12 @@ class ModelConfig(BaseModel):
             raise ValueError("pose_layers=0 needs pose_features 'body'")
         if self.pose and self.pose_features == "heatmap" and self.video and self.p2v:
             raise ValueError("p2v needs joint tokens, which pose_features 'heatmap' lacks")
+        if self.tower != "clip" and (self.stem != "patch" or self.class_token != "learned"):
+            raise ValueError(f"tower '{self.tower}' needs stem 'patch' and class_token 'learned'")
+        if self.tower == "siglip" and self.embed_dim != self.width:
+            raise ValueError("tower 'siglip' has no projection: embed_dim must be width")
+        if self.tower == "pe" and (self.trained_grid < 1 or self.width // self.heads % 4):
+            raise ValueError("tower 'pe' needs trained_grid, and width/heads a multiple of 4")
         if self.base == "clip" and self.stem != "patch":
             raise ValueError("base 'clip' needs stem 'patch'")
         if self.base == "none" and not self.train_base:
@@ -148,6 +157,19 @@ class ModelConfig(BaseModel):
         return self.image_size // self.patch_size
 
 
+# Common fields of configs. HALF: activation and normalisation of the towers other than CLIP's.
+HALF: dict[str, Any] = {
+    "quick_gelu": False,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+PE_TEXT: dict[str, Any] = {
+    **HALF,
+    "text_width": 1024,
+    "text_layers": 24,
+    "text_heads": 16,
+    "context_length": 32,
+}
 CONFIGS = {
     "vit-b-16": ModelConfig(
         name="vit-b-16", embed_dim=512, width=768, layers=12, heads=12, patch_size=16
@@ -161,6 +183,46 @@ CONFIGS = {
         patch_size=14,
         text_width=768,
         text_heads=12,
+    ),
+    # Perception Encoder (Bolya et al. 2025)
+    "pe-core-b-16": ModelConfig(
+        name="pe-core-b-16",
+        tower="pe",
+        embed_dim=1024,
+        width=768,
+        layers=12,
+        heads=12,
+        patch_size=16,
+        trained_grid=14,
+        **PE_TEXT,
+    ),
+    "pe-core-l-14": ModelConfig(
+        name="pe-core-l-14",
+        tower="pe",
+        embed_dim=1024,
+        width=1024,
+        layers=24,
+        heads=16,
+        patch_size=14,
+        image_size=336,
+        trained_grid=24,
+        **PE_TEXT,
+    ),
+    # SigLIP 2 (Tschannen et al. 2025)
+    "siglip2-b-16": ModelConfig(
+        name="siglip2-b-16",
+        tower="siglip",
+        embed_dim=768,
+        width=768,
+        layers=12,
+        heads=12,
+        patch_size=16,
+        text_width=768,
+        text_heads=12,
+        context_length=64,
+        vocab_size=256000,
+        tokenizer="gemma",
+        **HALF,
     ),
     "mini": ModelConfig(
         name="mini",

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pevl_cli.model.adapters import Block, adapter_pairs, make_adapters
-from pevl_cli.model.clip import TextTower, VisualTower, tokenise
 from pevl_cli.model.config import ModelConfig, Similarity
 from pevl_cli.model.features import Batch, Features, Texts
 from pevl_cli.model.losses import label_contrast_loss, nt_xent, semantic_guided_loss
 from pevl_cli.model.pose_embedding import HeatmapEmbedding, PoseEmbedding
 from pevl_cli.model.precision import convert_matrices, full_precision, half_precision
 from pevl_cli.model.sgmc import Similarities, combine, fine_similarity, has_modality
+from pevl_cli.model.tokeniser import tokenise
+from pevl_cli.model.towers import make_image_tower, make_text_tower
 from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
 
 # log 100: the largest log 1/τ, as in CLIP.
@@ -42,9 +43,9 @@ class PeVL(nn.Module):
         self.checkpointing = False  # recompute the blocks' activations in the backward pass
         self.compute_dtype = torch.float32  # of matrix products, see `cast`
         width, quarter = config.width, config.width // 4
-        self.visual = VisualTower(config)  # video and pose share its blocks (Sec. 4.1)
+        self.visual = make_image_tower(config)  # video and pose share its blocks (Sec. 4.1)
+        self.text = make_text_tower(config) if config.text else None
         if config.text:
-            self.text: TextTower | None = TextTower(config)
             bottleneck = config.text_width // 2
             self.text_adapters = make_adapters(
                 config.text_layers if config.text_adapters else 0,
@@ -53,7 +54,6 @@ class PeVL(nn.Module):
                 bottleneck,
             )
         else:
-            self.text = None
             self.class_vectors = nn.Parameter(torch.randn(config.classes, config.embed_dim))
         if config.video:
             self.video_adapters = make_adapters(
@@ -131,7 +131,7 @@ class PeVL(nn.Module):
         return Texts(F.normalize(sentences, dim=-1), F.normalize(words, dim=-1), mask)
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class and patch tokens (N, T, 1 + P, d)."""
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class and patch tokens (N, T, n, d)."""
         tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens
@@ -196,7 +196,7 @@ class PeVL(nn.Module):
     def _pool_frames(self, pose: Tensor, use: Tensor) -> Tensor:
         """F before it is normalised: pose tokens (N, S, G, d) in use (N, S, G) -> (N, S, e)."""
         if self.config.frame_pool == "class":
-            return self.visual.project(pose[:, :, 0])
+            return self.visual.frame_feature(pose[:, :, :1])
         return self.visual.pooled_feature(pose, use)
 
     def _enrich(
@@ -232,7 +232,7 @@ class PeVL(nn.Module):
         self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1):
-        (N, T, 1 + P, d), (N, S, G, d) and (N, T, P); each None if its modality is absent.
+        (N, T, n, d), (N, S, G, d) and (N, T, P); each None if its modality is absent.
 
         Clips without video are not encoded, so that they do not change batch statistics; their
         tokens are 0.
@@ -263,13 +263,13 @@ class PeVL(nn.Module):
         n, t = frames.shape[:2]
         if not n:
             assert has_video is not None
-            shape = len(has_video), t, 1 + config.grid**2, config.width
-            return self.visual.class_embedding.new_zeros(shape), pose, all_bodies
+            places = self.visual.positional_embedding
+            return places.new_zeros(len(has_video), t, *places.shape), pose, all_bodies
         x = self.visual.embed(self._normalise(frames), indexed)
         for i, (block, adapters) in enumerate(
             zip(blocks, adapter_pairs(self.video_adapters, config.layers), strict=True)
         ):
-            x = self._checkpointed(block, x, adapters)
+            x = self._checkpointed(block, x, adapters, None, self.visual.rotary)
             if i in config.p2v_layers and i < config.layers - 1 and body is not None and config.p2v:
                 x = rearrange(x, "(n t) p d -> n t p d", n=n)
                 x = rearrange(self.p2v[str(i)](x, body), "n t p d -> (n t) p d")
@@ -286,10 +286,10 @@ class PeVL(nn.Module):
         return function(*arguments)
 
     def _normalise(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> CLIP's normalised input."""
+        """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> the tower's normalised input."""
         x = frames.to(torch.float32) / 255 if frames.dtype == torch.uint8 else frames.float()
         x = (x - self.image_mean[:, None, None]) / self.image_std[:, None, None]
-        return x.to(self.visual.class_embedding.dtype)
+        return x.to(self.visual.positional_embedding.dtype)
 
     def _pose_block(
         self,

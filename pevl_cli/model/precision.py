@@ -12,6 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+
+class FullPrecisionLinear(nn.Linear):
+    """A linear map that stays in float32: one that makes features."""
+
+
 MATRIX_LAYERS = (nn.Linear, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -32,10 +37,10 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 def convert_matrices(module: nn.Module, dtype: torch.dtype, frozen_only: bool = False) -> None:
     """Convert the weights of linear maps, attention and convolutions to ``dtype``, in place.
 
-    ``frozen_only``: not those that are trained.
+    Not those of `FullPrecisionLinear`. ``frozen_only``: not those that are trained.
     """
     for layer in module.modules():
-        if not isinstance(layer, MATRIX_LAYERS):
+        if not isinstance(layer, MATRIX_LAYERS) or isinstance(layer, FullPrecisionLinear):
             continue
         for parameter in layer.parameters(recurse=False):
             if not (frozen_only and parameter.requires_grad):

@@ -81,8 +81,10 @@ class PoseGuidedVideo(_Projections):
     """P2V: each token of a video frame attends to the patches that contain joints. Sec. 3.2.1."""
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """tokens (N, T, 1 + P, d), patch weights (N, T, P) -> refined tokens, same shape."""
-        patches = tokens[:, :, 1:]
+        """tokens (N, T, n, d), the last P are the patches, patch weights (N, T, P) -> refined
+        tokens, (N, T, n, d).
+        """
+        patches = tokens[:, :, -weights.shape[-1] :]
         refined = pose_guided_attention(
             self.split(self.query, tokens),
             self.split(self.key, patches),

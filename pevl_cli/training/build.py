@@ -16,7 +16,7 @@ from torch import Tensor
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import load_clip
+from pevl_cli.model.clip_weights import load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.stem import PoseStem
 from pevl_cli.model.pevl import PeVL
@@ -24,7 +24,13 @@ from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training.settings import TrainSettings, load_settings
 from pevl_cli.weights import BUNDLED_WEIGHTS
 
-DEFAULT_CLIP = {"vit-b-16": "ViT-B-16-quickgelu:openai", "vit-l-14": "ViT-L-14-quickgelu:openai"}
+DEFAULT_CLIP = {
+    "vit-b-16": "ViT-B-16-quickgelu:openai",
+    "vit-l-14": "ViT-L-14-quickgelu:openai",
+    "pe-core-b-16": "PE-Core-B-16:meta",
+    "pe-core-l-14": "PE-Core-L-14-336:meta",
+    "siglip2-b-16": "ViT-B-16-SigLIP2:webli",
+}
 # Parts of a model that are not initialised from the checkpoint `init`: prefixes of the weights'
 # names, and the condition, a function of the new config and the checkpoint's config.
 NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], bool]], ...] = (
@@ -71,11 +77,14 @@ def _from_clip(config: ModelConfig, clip: str | None) -> tuple[PeVL, checkpoint.
             f"model.base clip: config '{config.name}' has no default CLIP weights; give some with "
             "--clip, or set model.base=none and model.train_base=true."
         )
-    weights, config, digest = load_clip(source, config)
-    model = PeVL(config)
+    clip_weights = load_clip(source, config)
+    model = PeVL(clip_weights.config)
     towers = {n for n in model.state_dict() if n.startswith(checkpoint.BASE_PREFIXES)}
+    weights = clip_weights.state
     _load(model, {name: weights[name] for name in towers & weights.keys()}, towers, source)
-    return model, checkpoint.Base(source=source, digest=digest)
+    # Not 1/0.07: similarities of pretrained towers need the temperature of their training.
+    model.logit_scale.data.fill_(clip_weights.logit_scale)
+    return model, checkpoint.Base(source=source, digest=clip_weights.digest)
 
 
 def _from_checkpoint(

@@ -18,9 +18,9 @@ from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy
 from pevl_cli.model.calibration import Calibration
-from pevl_cli.model.clip import state_digest
 from pevl_cli.model.mini.stem import PoseStem
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.weights_file import state_digest
 from pevl_cli.training import run_folder
 
 Conditions = dict[str, str | int | None]

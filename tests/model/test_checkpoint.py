@@ -17,9 +17,10 @@ from pevl_cli import weights
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import state_digest
+from pevl_cli.model.clip_weights import ClipWeights
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.weights_file import state_digest
 
 LABEL_SET = LabelSet(("J", "T", "S"), LABELS, "{text}, a video of gymnastic action")
 BASE = ("visual.", "text.")
@@ -74,11 +75,11 @@ def on_clip(monkeypatch: pytest.MonkeyPatch) -> PeVL:
     model = tiny_model(**ON_CLIP)
     base = {k: v.clone() for k, v in model.state_dict().items() if k.startswith(BASE)}
 
-    def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
-        assert config == model.config
+    def load_clip(source: str, config: ModelConfig, trained: bool) -> ClipWeights:
+        assert config == model.config and trained
         scale = 2.0 if source == "other" else 1.0
         state = {k: v * scale for k, v in base.items()}
-        return state, config, state_digest(state)
+        return ClipWeights(state, config, 4.6, state_digest(state))
 
     monkeypatch.setattr(checkpoint, "load_clip", load_clip)
     return model
@@ -177,7 +178,9 @@ def test_a_model_without_text_on_a_base_comes_back(
     """CLIP has a text tower all the same."""
     base = {k: v for k, v in tiny_model(**ON_CLIP).state_dict().items() if k.startswith(BASE)}
     digest = state_digest(base)
-    monkeypatch.setattr(checkpoint, "load_clip", lambda source, config: (base, config, digest))
+    monkeypatch.setattr(
+        *(checkpoint, "load_clip"), lambda _, config, trained: ClipWeights(base, config, 0, digest)
+    )
     before = tiny_model(**ON_CLIP, text=False, classes=3)
     before.load_state_dict({k: v for k, v in base.items() if k.startswith("visual.")}, strict=False)
     write(tmp_path, before, checkpoint.Base(source="mine", digest=digest))

@@ -1,17 +1,13 @@
-"""CLIP's towers against open_clip's own, and the tokenisers."""
+"""CLIP's towers against open_clip's own."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY
 from open_clip_models import (
     TEXTS,
     class_tokens,
@@ -20,17 +16,12 @@ from open_clip_models import (
     tiny_clip,
     with_weights,
 )
-from tiny import stir, tiny_config
+from tiny import stir
 from torch import Tensor, nn
 
 from pevl_cli.model.adapters import Adapter, Block
-from pevl_cli.model.clip import (
-    from_open_clip_names,
-    tokenise,
-)
-from pevl_cli.model.config import CONFIGS
+from pevl_cli.model.clip_weights import from_open_clip_names
 from pevl_cli.model.features import Batch
-from pevl_cli.model.pevl import PeVL
 
 # --- the same as open_clip ------------------------------------------------------------------------
 
@@ -148,77 +139,3 @@ def test_adapters_stand_where_aim_has_them() -> None:
     torch.testing.assert_close(block(x, adapters), expected)
     after = x + attended
     torch.testing.assert_close(block(x, None), after + block.mlp(block.ln_2(after)))
-
-
-# --- tokens ---------------------------------------------------------------------------------------
-
-
-def test_clip_tokens_are_open_clips_cut_to_the_longest() -> None:
-    theirs = open_clip.get_tokenizer("ViT-B-16")(TEXTS)
-    longest = int((theirs != 0).sum(1).max())
-    ours = tokenise(TEXTS, clip_config())
-    assert torch.equal(ours, theirs[:, :longest])
-    assert theirs[:, longest:].sum() == 0
-
-
-def test_over_long_clip_text_keeps_its_end() -> None:
-    long = "somersault with a twist and " * 40
-    ours = tokenise([long, "turn"], clip_config())
-    assert torch.equal(ours, open_clip.get_tokenizer("ViT-B-16")([long, "turn"]))
-    assert ours[0, -1] == 49407
-
-
-def words_of(texts: list[str], **changes: Any) -> Tensor:
-    return tokenise(texts, tiny_config(**changes))
-
-
-def test_words_tokens_end_with_the_highest_id() -> None:
-    texts = ["jump over the beam", "turn", "", "!?", "a " * 100]
-    ids = words_of(texts)
-    assert ids.shape == (5, 16)
-    assert ids.max() == 399 and ids.min() >= 0
-    assert ((ids == 399).sum(1) == 1).all()
-    ends = ids.argmax(1)
-    assert ends.tolist() == [5, 2, 1, 1, 15]  # start, words, end; the long one is cut to 14 words
-    for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
-        assert 0 not in row[:end]
-        assert not any(row[end + 1 :])
-
-
-def test_words_tokens_are_cut_to_the_longest_text() -> None:
-    assert words_of(["jump over", "turn"]).shape == (2, 4)
-
-
-def test_words_tokens_say_which_words() -> None:
-    ids = words_of(["Split LEAP, split", "leap: split leap", "Überschlag rückwärts", "跳 馬"])
-    split, leap = ids[0, 1], ids[0, 2]
-    assert split != leap
-    assert ids[0, 1:4].tolist() == [split, leap, split]
-    assert ids[1, 1:4].tolist() == [leap, split, leap]
-    assert ids.argmax(1).tolist() == [4, 4, 3, 3]
-    assert torch.equal(words_of(["überschlag RÜCKWÄRTS"])[0], ids[2, :4])
-
-
-@pytest.mark.slow
-def test_words_tokens_are_the_same_in_every_process() -> None:
-    """Python's own hash() is not."""
-    code = (
-        "from pevl_cli.model.clip import tokenise; from pevl_cli.model.config import CONFIGS;"
-        "print(tokenise(['jump over the beam'], CONFIGS['mini']).tolist())"
-    )
-    root = str(REPOSITORY)
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
-    )
-    here = tokenise(["jump over the beam"], CONFIGS["mini"])
-    assert json.loads(run.stdout) == here.tolist()
-
-
-def test_word_mask_and_texts_without_words() -> None:
-    torch.manual_seed(0)
-    model = PeVL(tiny_config()).eval()
-    texts = model.encode_text(["jump over the beam", "turn", "!?", "a " * 100])
-    assert texts.word_mask.sum(1).tolist() == [4, 1, 0, 14]
-    assert texts.sentences.isfinite().all() and texts.words.isfinite().all()
-    norms = texts.sentences.norm(dim=-1)
-    torch.testing.assert_close(norms, torch.ones_like(norms))

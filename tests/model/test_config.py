@@ -27,6 +27,9 @@ from pevl_cli.model.config import CONFIGS
         ({"p2v_layers": (2,)}, "p2v_layers must name blocks from 0 to 1"),
         ({"base": "clip", **POSE_STEM}, "needs stem 'patch'"),
         ({"base": "none", "train_base": False}, "train_base=true"),
+        ({"tower": "pe"}, "tower 'pe' needs trained_grid"),
+        ({"tower": "siglip"}, "embed_dim must be width"),
+        ({"tower": "pe", "class_token": "body", "trained_grid": 3}, "needs stem 'patch'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -56,7 +59,7 @@ def test_fields_and_values_that_do_not_exist_are_refused(changes: dict[str, Any]
 def test_a_base_is_kept_or_trained() -> None:
     for train_base in (False, True):
         assert tiny_config(base="clip", train_base=train_base).train_base is train_base
-    for name in ("vit-b-16", "vit-l-14"):
+    for name in CONFIGS.keys() - {"mini"}:
         assert (CONFIGS[name].base, CONFIGS[name].train_base) == ("clip", False)
     assert (CONFIGS["mini"].base, CONFIGS["mini"].train_base) == ("none", True)
 

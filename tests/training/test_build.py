@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from timm_models import tiny_open_clip_model
 from tiny import LABELS, ON_CLIP, stir, tiny_batch, tiny_config, tiny_model
 from tiny_runs import SMALL, settings_of
 from torch import Tensor
@@ -17,9 +20,10 @@ from pevl_cli.data.batches import BatchPlan
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import state_digest
-from pevl_cli.model.config import ModelConfig
+from pevl_cli.model.clip_weights import ClipWeights
+from pevl_cli.model.config import CONFIGS, ModelConfig
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.weights_file import state_digest
 from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training import build
 from pevl_cli.training.build import load_settings_with_init, make_model
@@ -135,8 +139,8 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     model = tiny_model(seed=5, **ON_CLIP)
     towers = {k: v for k, v in model.state_dict().items() if k.startswith(checkpoint.BASE_PREFIXES)}
 
-    def load_clip(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, str]:
-        return dict(towers), config, state_digest(towers)
+    def load_clip(source: str, config: ModelConfig, trained: bool = False) -> ClipWeights:
+        return ClipWeights(dict(towers), config, 4.25, state_digest(towers))
 
     for module in (build, checkpoint):
         monkeypatch.setattr(module, "load_clip", load_clip)
@@ -170,6 +174,17 @@ def test_the_towers_start_from_clip_and_are_trained_only_when_asked(
     moved = [n for n in clip if not torch.equal(model.state_dict()[n], clip[n])]
     assert any(name.startswith(blocks) for name in moved) is train_base
     assert bool(moved) is train_base
+
+
+def test_the_temperature_starts_as_the_towers_own(clip: dict[str, Tensor], tmp_path: Path) -> None:
+    model, base = make_model(on_clip(), LABEL_SET)
+    assert model.logit_scale.item() == 4.25
+    folder = stored(model, base, tmp_path / "best")
+    assert checkpoint.load(folder)[0].logit_scale.item() == 4.25
+    assert make_model(on_clip(init=str(folder)), LABEL_SET)[0].logit_scale.item() == 4.25
+    settings = on_clip("model.base=none", "model.train_base=true", clip=None)
+    without, _ = make_model(settings, LABEL_SET)
+    assert without.temperature.item() == pytest.approx(0.07)
 
 
 def test_a_trained_base_is_stored_and_loaded_without_clip(
@@ -225,3 +240,45 @@ def test_a_config_without_usual_clip_weights_says_so() -> None:
     settings = on_clip(clip=None)
     with pytest.raises(PevlError, match="config 'mini' has no default CLIP weights; give some"):
         make_model(settings, LABEL_SET)
+
+
+@pytest.mark.parametrize("name", ["PE-Core-B-16", "ViT-B-16-SigLIP2"])
+def test_other_towers_are_trained_on_and_stored_as_clip_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, config = tiny_open_clip_model(name, monkeypatch)
+    file = tmp_path / "towers.safetensors"
+    save_file(theirs.state_dict(), file)
+    given = {"data.dataset": ".", "run.device": "cpu", "run.tracker": "none", "clip": str(file)}
+    given |= {"optim.batch_size": 3, "run.precision": "bf16", "optim.lr": 0.1}
+    monkeypatch.setitem(CONFIGS, name, config)
+    settings = load_settings(name, given)
+    monkeypatch.setattr("pevl_cli.model.pevl.tokenise", random_ids)  # of a downloaded vocabulary
+    model, base = make_model(settings, LABEL_SET)
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = Trainer(model, LABEL_SET, settings).step(
+        iter([tiny_batch(3)]), BatchPlan([0, 1, 2], 3, 1, 1, 0.0, 0), 1, 0
+    )
+    assert math.isfinite(result.loss)
+    # Frozen matrices are rounded to bfloat16.
+    moved = [
+        key
+        for key, value in model.state_dict().items()
+        if not torch.allclose(value.float(), before[key], rtol=0.01)
+    ]
+    parts = {key.partition(".")[0] for key in moved}
+    assert parts >= {"video_adapters", "pose_adapters", "text_adapters", "p2v", "v2p"}
+    assert not parts & {"visual", "text"}
+    folder = stored(make_model(settings, LABEL_SET)[0], base, tmp_path / "best")
+    again, facts = checkpoint.load(folder)
+    assert facts.base_is_separate and again.config == facts.model
+    for key in before:
+        if key.startswith(checkpoint.BASE_PREFIXES):
+            assert again.state_dict()[key].equal(before[key])
+
+
+def random_ids(texts: Sequence[str], config: ModelConfig) -> Tensor:
+    ids = torch.randint(3, 400, (len(texts), config.context_length))
+    ids[:, 5], ids[:, 6:] = 49407, 0
+    return ids

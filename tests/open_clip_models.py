@@ -13,7 +13,7 @@ from torchvision.transforms import Normalize
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
-NAME, CONFIG_NAME = "ViT-Tiny-16", "vit-tiny-16"
+NAME, CONFIG_NAME = "ViT-Tiny-16", "vit-tiny-16"  # NAME-quickgelu: with OpenAI's activation
 GEOMETRY: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 48, "layers": 3, "width": 32, "head_width": 8, "patch_size": 16},
