@@ -23,8 +23,8 @@ from pevl_cli.data.clips import Clips
 from pevl_cli.data.dataset import read_data
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.clip import state_digest
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.weights_file import state_digest
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import read_poses
 from pevl_cli.training import run_folder

@@ -113,6 +113,8 @@ class ModelConfig(BaseModel):
             raise ValueError("p2v needs joint tokens, which pose_features 'heatmap' lacks")
         if self.tower != "clip" and (self.stem != "patch" or self.class_token != "learned"):
             raise ValueError(f"tower '{self.tower}' needs stem 'patch' and class_token 'learned'")
+        if self.tower != "clip" and self.pose and self.frame_pool == "class":
+            raise ValueError("frame_pool 'class' needs tower 'clip'")
         if self.tower == "siglip" and self.embed_dim != self.width:
             raise ValueError("tower 'siglip' has no projection: embed_dim must be width")
         if self.tower == "pe" and (self.trained_grid < 1 or self.width // self.heads % 4):
