@@ -300,3 +300,19 @@ def test_labels_that_the_batch_does_not_show_are_negatives_too() -> None:
     torch.testing.assert_close(loss, (forward + backward) / 2)
     loss.backward()
     assert similarity.grad is not None and similarity.grad[:, [1, 3, 4, 6]].abs().min() > 0
+
+
+def test_a_clip_that_occurs_twice_is_not_its_own_negative() -> None:
+    """As if each of its rows were contrasted without the other."""
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 6), torch.randn(4, 6)
+    clips = torch.tensor([7, 2, 7, 5])
+    terms = []
+    for x, y in ((a, b), (b, a)):
+        for i in range(4):
+            others = [j for j in range(4) if j == i or clips[j] != clips[i]]
+            logits = F.cosine_similarity(x[i : i + 1], y[others], dim=-1) / 0.3
+            terms.append(-logits.log_softmax(0)[others.index(i)])
+    torch.testing.assert_close(nt_xent(a, b, 0.3, clips), torch.stack(terms).mean())
+    assert not torch.isclose(nt_xent(a, b, 0.3, clips), nt_xent(a, b, 0.3))
+    torch.testing.assert_close(nt_xent(a, b, 0.3, torch.arange(4)), nt_xent(a, b, 0.3))
