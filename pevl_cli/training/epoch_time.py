@@ -145,7 +145,7 @@ def measure_epoch(
         steps=plan.steps // settings.optim.epochs,
         batch_size=settings.optim.batch_size * settings.optim.accumulate,
         processes=settings.run.processes,
-        workers=worker_count(settings.data.workers, device),
+        workers=worker_count(settings.data.workers, device, settings.run.processes),
         cache_bytes=settings.data.cache_gb * GIBIBYTE,
         reading=reading,
         step=step,

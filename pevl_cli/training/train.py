@@ -26,7 +26,7 @@ from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.pose.skeletons import LAYOUTS, to_layout
 from pevl_cli.training import run_folder
 from pevl_cli.training.build import make_model
-from pevl_cli.training.engine import make_fabric, merge_dicts
+from pevl_cli.training.engine import local_processes, make_fabric, merge_dicts
 from pevl_cli.training.plan import memory_hints
 from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings, for_pose_only
@@ -203,12 +203,13 @@ def _check_clips(
     total = sum(len(clips) for clips in splits)
     decode = data.check == "decode" or (data.check == "auto" and total <= MAX_DECODED_CLIPS)
     left_out: list[LeftOut] = []
+    workers = worker_count(data.workers, fabric.device.type, local_processes(settings))
     done = 0
     for clips in splits:
         count, before = len(clips), done
         left_out += clips.check(
             lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
-            worker_count(data.workers, fabric.device.type),
+            workers,
             decode,
             *(fabric.global_rank, fabric.world_size, partial(merge_dicts, fabric)),
         )
