@@ -163,6 +163,7 @@ class Trainer:
         except KeyboardInterrupt:
             interrupted = True
         finally:
+            self.validator.close()
             for logger in self.fabric.loggers:
                 logger.finalize("success")
         self._save_checkpoint("last")
