@@ -70,6 +70,12 @@ def atomic_write(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def mark_used(file: Path) -> None:
+    """Mark a cached file as used now, for `trim_folder`; a read-only cache cannot be marked."""
+    with suppress(OSError):
+        os.utime(file)
+
+
 def trim_folder(folder: Path, pattern: str, limit_bytes: float, unused_s: float = 0.0) -> int:
     """Remove the least recently used files of a cache folder until ``limit_bytes``.
 

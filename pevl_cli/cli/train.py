@@ -17,6 +17,7 @@ from pevl_cli.cli.progress import TrainingView
 from pevl_cli.errors import PevlError, UsageError
 
 if TYPE_CHECKING:
+    from pevl_cli.training.epoch_time import EpochTime
     from pevl_cli.training.plan import Plan
     from pevl_cli.training.progress import Result
     from pevl_cli.training.settings import TrainSettings
@@ -112,7 +113,10 @@ def train(
         bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show settings, sizes and steps; do not train.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show settings, sizes, steps and the time of an epoch; do not train."
+        ),
     ] = False,
 ) -> None:
     """Train a model on your own actions.
@@ -201,13 +205,16 @@ def _run(
     if first and stored is not None:
         count = training.count_without_poses(manifest.items, stored)
         console.warn_about_missing_poses(count, stored.source)
-    if dry_run:
-        from pevl_cli.training.plan import make_plan
-
-        _show_plan(settings, make_plan(settings, manifest))
-        return
     uses_detector = stored is None and (settings.model.pose or settings.model.crop != "full")
     console.note_bundled_weights(settings.run.pose_weights, first and uses_detector)
+    if dry_run:
+        from pevl_cli.training.epoch_time import measure_epoch
+        from pevl_cli.training.plan import make_plan
+
+        console.note("some clips and steps are measured, for about 20 s at most; nothing is kept")
+        plan = make_plan(settings, manifest, stored)
+        _show_plan(settings, plan, measure_epoch(settings, manifest, stored, plan))
+        return
     if not first:
         training.train(settings, resume=resume, manifest=manifest, poses=stored)
         return
@@ -254,15 +261,15 @@ def _settings_to_resume(out: Path | None, dataset: Path | None) -> str | None:
     return str(files[0])
 
 
-def _show_plan(settings: TrainSettings, plan: Plan) -> None:
-    """Print the settings as YAML, a format that --config reads, and the sizes of the run."""
+def _show_plan(settings: TrainSettings, plan: Plan, epoch: EpochTime) -> None:
+    """Print the settings as YAML, a format that --config reads, and sizes and time of the run."""
     import yaml
     from rich.console import Console
     from rich.table import Table
 
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     table = Table(title="would train", title_justify="left", show_header=False)
-    for name, value in plan.rows():
+    for name, value in (*plan.rows(), *epoch.rows()):
         table.add_row(name, value)
     Console().print(table)
 

@@ -86,9 +86,9 @@ class Clips(Dataset[Sample]):
                 self._pose_samples[item] = sample
             return sample
         entry = self._entry(item)
-        sample = self._cache.load(entry, item.path)
-        if sample is not None:
-            return sample
+        cached = self._cache.load(entry, item.path)
+        if cached is not None:
+            return cached
         return self._read_and_store(item, entry) if self._cache.limit_bytes else self._read(item)
 
     def _needs_no_video(self, item: Item) -> bool:
@@ -219,6 +219,11 @@ class Clips(Dataset[Sample]):
             order = np.random.default_rng([seed, label]).permutation(len(members))
             chosen += [members[k] for k in order[:count]]
         return sorted(chosen)
+
+
+def readable_items(items: Sequence[Item], poses: PoseStore | None) -> list[Item]:
+    """The items with a video on disk or stored poses."""
+    return [i for i in items if i.on_disk or (poses is not None and poses.find(i.name) is not None)]
 
 
 def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:

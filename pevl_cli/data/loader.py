@@ -42,15 +42,18 @@ def error_reason(error: PevlError | OSError) -> str:
     return str(error)
 
 
-def worker_count(workers: int | None, device: str) -> int:
+def worker_count(workers: int | None, device: str, processes: int = 1) -> int:
     """The number of loader processes; 0: items are read in this process.
 
     ``workers`` if it is not None. Else it depends on ``device``, the device of the model: 0 on a
-    CPU, whose cores compute the model; up to MAX_WORKERS with a GPU.
+    CPU, whose cores compute the model; up to MAX_WORKERS with a GPU, but not more than this
+    process's share of the cores. ``processes``: number of processes of the run on this machine.
     """
     if workers is not None:
         return workers
-    return 0 if device.startswith("cpu") else min(MAX_WORKERS, os.cpu_count() or 1)
+    if device.startswith("cpu"):
+        return 0
+    return min(MAX_WORKERS, max((os.cpu_count() or 1) // processes, 1))
 
 
 class _Reader(Dataset[Any], Generic[T, R]):

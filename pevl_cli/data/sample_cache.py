@@ -7,7 +7,6 @@ and keep an index in SQLite, which fails on the network disks of GPU servers.
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 import zlib
 from contextlib import suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from pevl_cli.cache import atomic_write, cache_folder, trim_folder
+from pevl_cli.cache import atomic_write, cache_folder, mark_used, trim_folder
 from pevl_cli.data.samples import Sample
 from pevl_cli.errors import PevlError
 
@@ -25,7 +24,7 @@ SAMPLES = "*/*.npz"
 FULL = 0.9  # a cache with more of its limit is full: it makes room for a new run ...
 KEPT = 0.5  # ... down to this part of the limit, but only by samples that are not in use:
 IN_USE_S = 7 * 24 * 3600  # used by some run within a week
-LOCK_S = 10  # seconds to wait for another process that counts the bytes
+LOCK_S = 60  # seconds to wait for another process, which may be trimming the cache
 
 
 class SampleCache:
@@ -56,13 +55,13 @@ class SampleCache:
         """The cached sample of the clip ``path``; None if it is missing or damaged."""
         try:
             sample = _read(entry, path)
-            os.utime(entry)  # mark as used; the least recently used files are removed first
         except OSError:
             return None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             with suppress(OSError):
                 entry.unlink()  # damaged; so that it is written again
             return None
+        mark_used(entry)
         return sample
 
     def store(self, entry: Path, sample: Sample) -> bool:

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import Item
-from pevl_cli.data.samples import Sample, make_sample
+from pevl_cli.data.samples import Sample
+from pevl_cli.data.timing import TIMED_CLIPS, timed_sample
 from pevl_cli.labels import LabelSet
-from pevl_cli.media.video import sample_clip
 from pevl_cli.pose.files import PoseStore
 from pevl_cli.recognise import Recogniser
-
-TIMED_CLIPS = 8
 
 
 @dataclass(frozen=True)
@@ -71,26 +68,12 @@ def _read(
     item: Item, recogniser: Recogniser, poses: PoseStore | None, stages: dict[str, list[float]]
 ) -> Sample:
     """The clip's sample; appends the seconds of each stage to ``stages``."""
-    config, detector = recogniser.model.config, recogniser.detector
-    stored = None if poses is None else poses.get(item.name)
-    has_video = item.on_disk and item.path.exists()
-    if not has_video or (stored is not None and not config.video):
-        return Clips([item], [item.label], config, detector, 0, poses)[0]
-    times = [time.perf_counter()]
-    clip = sample_clip(item.path, config.pose_frames, item.start_s, item.end_s)
-    times.append(time.perf_counter())
-    actor = None
-    if stored is not None:
-        actor = stored.actor_in(clip)
-    elif detector is not None:
-        actor = detector.actor(clip, use_cache=False)
-    times.append(time.perf_counter())
-    sample = make_sample(clip, actor, config)
-    times.append(time.perf_counter())
-    stages["decode"].append(times[1] - times[0] + times[3] - times[2])
-    if detector is not None and stored is None:
-        stages["pose"].append(times[2] - times[1])
-    return sample
+    timed = timed_sample(item, recogniser.model.config, recogniser.detector, poses)
+    if timed.decode_s is not None:
+        stages["decode"].append(timed.decode_s)
+    if timed.pose_s is not None:
+        stages["pose"].append(timed.pose_s)
+    return timed.sample
 
 
 def _peak_memory(device: str) -> int | None:

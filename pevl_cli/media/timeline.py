@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import zipfile
 import zlib
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pevl_cli.cache import atomic_write, cache_folder, trim_folder
+from pevl_cli.cache import atomic_write, cache_folder, mark_used, trim_folder
 from pevl_cli.errors import PevlError
 
 # Part of each cache key; to be increased when the code changes the timeline of a file.
@@ -69,9 +68,9 @@ def load_timeline(path: Path, size: int, modified_ns: int) -> Timeline | None:
             pts, is_key = arrays["pts"], arrays["is_key"]
             time_base_s, last_duration_s, cut_off_s = arrays["seconds"].tolist()
             width, height, rotation_deg, has_timestamps = arrays["sizes"].tolist()
-        os.utime(entry)  # mark as used; the least recently used files are removed first
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # missing or damaged
+    mark_used(entry)
     return Timeline(
         path=path,
         pts=pts,

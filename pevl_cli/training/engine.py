@@ -62,10 +62,15 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     )
 
 
+def local_processes(settings: TrainSettings) -> int:
+    """Number of processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", settings.run.processes))  # torchrun's number
+
+
 def _count_processes(settings: TrainSettings) -> tuple[int, int, bool]:
     """Number of processes on this machine, on all machines, and whether torchrun started them."""
     torchrun = "LOCAL_WORLD_SIZE" in os.environ
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", settings.run.processes))
+    processes = local_processes(settings)
     world = int(os.environ.get("WORLD_SIZE", processes)) if torchrun else processes
     return processes, world, torchrun
 

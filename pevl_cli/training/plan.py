@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pevl_cli.data.clips import GIBIBYTE
+from pevl_cli.data.clips import GIBIBYTE, readable_items
 from pevl_cli.data.manifest import Manifest
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.pose.files import PoseStore
 from pevl_cli.training.optimiser import steps_per_epoch
 from pevl_cli.training.settings import TrainSettings
 
@@ -21,8 +22,9 @@ from pevl_cli.training.settings import TrainSettings
 class Plan:
     """Sizes of a run. Memory is per process."""
 
-    train_clips: int
+    train_clips: int  # with a video or stored poses
     val_clips: int
+    missing_clips: int  # to train or to validate, with neither
     classes: int
     parameters: int
     tunable: int
@@ -50,11 +52,12 @@ class Plan:
                 self.free_bytes,
             )
         )
+        missing = f"; {self.missing_clips:,} more have no file" if self.missing_clips else ""
         return [
-            ("clips", f"{self.train_clips} to train, {self.val_clips} to validate"),
+            ("clips", f"{self.train_clips:,} to train, {self.val_clips:,} to validate{missing}"),
             ("classes", str(self.classes)),
             ("parameters", f"{self.parameters / 1e6:.1f} M, tunable {self.tunable / 1e6:.1f} M"),
-            ("steps", str(self.steps)),
+            ("steps", f"{self.steps:,}"),
             (
                 "memory at most",
                 f"{memory} a process: weights and optimiser {weights}, activations {activations} "
@@ -64,14 +67,15 @@ class Plan:
         ]
 
 
-def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
-    """The sizes of a run with these settings."""
+def make_plan(settings: TrainSettings, manifest: Manifest, poses: PoseStore | None = None) -> Plan:
+    """The sizes of a run with these settings, and stored ``poses`` if it uses them."""
     with torch.device("meta"):
         model = PeVL(settings.model)
     parameters = list(model.parameters())
     tunable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    train_clips, val_clips = manifest.in_split("train"), manifest.in_split("val")
+    listed = [manifest.in_split(split) for split in ("train", "val")]
+    train_clips, val_clips = (readable_items(items, poses) for items in listed)
     count = len(train_clips)
     if settings.data.shots is not None:
         per_class: dict[str, int] = {}
@@ -88,6 +92,7 @@ def make_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
     return Plan(
         train_clips=count,
         val_clips=len(val_clips),
+        missing_clips=sum(map(len, listed)) - len(train_clips) - len(val_clips),
         classes=len(manifest.labels),
         parameters=total,
         tunable=tunable,

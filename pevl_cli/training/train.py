@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pevl_cli import __version__
-from pevl_cli.data.clips import GIBIBYTE, Clips, LeftOut, write_left_out
+from pevl_cli.data.clips import GIBIBYTE, Clips, LeftOut, readable_items, write_left_out
 from pevl_cli.data.dataset import read_data
 from pevl_cli.data.loader import worker_count, worker_errors
 from pevl_cli.data.manifest import Item, Manifest
@@ -26,7 +26,7 @@ from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.pose.skeletons import LAYOUTS, to_layout
 from pevl_cli.training import run_folder
 from pevl_cli.training.build import make_model
-from pevl_cli.training.engine import make_fabric, merge_dicts
+from pevl_cli.training.engine import local_processes, make_fabric, merge_dicts
 from pevl_cli.training.plan import memory_hints
 from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings, for_pose_only
@@ -66,7 +66,7 @@ def train(
     manifest = manifest or read_data(settings.data, settings.run.seed)
     poses = poses or read_stored_poses(settings, manifest)
     settings = adapt_settings(settings, manifest, poses)
-    source = SampleSource(manifest, poses, _make_detector(settings, poses))
+    source = SampleSource(manifest, poses, make_detector(settings, poses))
     folder = settings.folder
     if resume and not run_folder.has_state(folder):
         raise PevlError(f"{folder}: contains no run to continue (no {run_folder.STATE}).")
@@ -97,7 +97,7 @@ def train(
     return result
 
 
-def _make_detector(settings: TrainSettings, poses: PoseStore | None) -> PoseDetector | None:
+def make_detector(settings: TrainSettings, poses: PoseStore | None) -> PoseDetector | None:
     """The detector of the settings, on no particular device; None if no poses are detected."""
     config, run = settings.model, settings.run
     if poses is not None or not (config.pose or config.crop != "full"):
@@ -181,11 +181,6 @@ def count_without_poses(items: Sequence[Item], poses: PoseStore | None) -> int:
     return sum(item.on_disk and poses.find(item.name) is None for item in items)
 
 
-def readable_items(items: Sequence[Item], poses: PoseStore | None) -> list[Item]:
-    """The items with a video on disk or stored poses."""
-    return [i for i in items if i.on_disk or (poses is not None and poses.find(i.name) is not None)]
-
-
 def _check_clips(
     settings: TrainSettings, source: SampleSource, fabric: Fabric, listener: Listener
 ) -> tuple[Clips, Clips, list[LeftOut]]:
@@ -208,12 +203,13 @@ def _check_clips(
     total = sum(len(clips) for clips in splits)
     decode = data.check == "decode" or (data.check == "auto" and total <= MAX_DECODED_CLIPS)
     left_out: list[LeftOut] = []
+    workers = worker_count(data.workers, fabric.device.type, local_processes(settings))
     done = 0
     for clips in splits:
         count, before = len(clips), done
         left_out += clips.check(
             lambda i, _: listener(Event("checking", before + i, total)),  # noqa: B023
-            worker_count(data.workers, fabric.device.type),
+            workers,
             decode,
             *(fabric.global_rank, fabric.world_size, partial(merge_dicts, fabric)),
         )

@@ -26,7 +26,12 @@ from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.precision import convert_matrices
 from pevl_cli.training import run_folder
-from pevl_cli.training.engine import attention_kernel, make_fabric, training_precision
+from pevl_cli.training.engine import (
+    attention_kernel,
+    local_processes,
+    make_fabric,
+    training_precision,
+)
 from pevl_cli.training.optimiser import make_optimiser, make_schedule, steps_per_epoch
 from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings
@@ -91,7 +96,8 @@ class Trainer:
         if settings.optim.ema_decay:
             average = get_ema_multi_avg_fn(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.workers = worker_count(settings.data.workers, self.fabric.device.type)
+        processes = local_processes(settings)
+        self.workers = worker_count(settings.data.workers, self.fabric.device.type, processes)
         self.validator = Validator(labels, self.fabric, self.test_precision, self.workers)
         self.progress = Progress()
         self.calibration: Calibration | None = None  # fitted to the last validation
@@ -158,6 +164,7 @@ class Trainer:
         except KeyboardInterrupt:
             interrupted = True
         finally:
+            self.validator.close()
             for logger in self.fabric.loggers:
                 logger.finalize("success")
         self._save_checkpoint("last")

@@ -82,6 +82,10 @@ class Validator:
         self.workers = workers
         self._loader: Loader[Item, list[Batch]] | None = None  # from the first validation on
 
+    def close(self) -> None:
+        """End the loader processes; a later validation starts new ones."""
+        self._loader = None
+
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
         """Validate a model on clips.

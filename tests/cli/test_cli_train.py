@@ -230,7 +230,8 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
     printed, _, table = done.out.partition("would train")
     settings = yaml.safe_load(printed)
     assert settings["optim"]["epochs"] == 7 and settings["model"]["pose"] is False
-    for part in ("6 to train, 2 to validate", "parameters", "steps", "memory", "GiB free"):
+    parts = ("6 to train, 2 to validate", "parameters", "steps", "memory", "GiB free")
+    for part in (*parts, "first epoch │ about", "decoding", "step", "random weights"):
         assert part in " ".join(table.split()), part
     assert not out.exists()
     file = tmp_path / "again.yaml"

@@ -246,6 +246,20 @@ def test_an_unreadable_clip_is_decoded_once(
     assert clips_of(moves)[1].frames is not None, "the clip was not to blame"
 
 
+def test_a_cache_that_cannot_be_marked_as_used_is_read(
+    moves: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's cache: only its owner may set a file's times."""
+    first = clips_of(moves)[0]
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", forbidden)
+    monkeypatch.setattr(clips_module, "read_sample", never)
+    assert np.array_equal(clips_of(moves)[0].frames, first.frames)
+
+
 def test_a_measurement_writes_nothing(moves: Path, own_cache: Path) -> None:
     clips = clips_of(moves, 0)
     assert clips[0].frames is not None and not own_cache.exists()

@@ -136,8 +136,8 @@ def test_a_process_uses_one_gpu(
     monkeypatch.setenv("FAKE_GPUS", "2")
     detector: Any = SimpleNamespace(device=device)
     read = partial(with_gpu, SimpleNamespace(detector=detector))
-    used = list(Loader(read, range(12), workers=3, detector=detector))
-    assert len({pid for pid, _ in used}) == 3 == len(set(used)), "one GPU for each process"
+    used = list(Loader(read, range(12), workers=2, detector=detector))
+    assert len({pid for pid, _ in used}) == 2 == len(set(used)), "one GPU for each process"
     assert {name for _, name in used} == {f"cuda:{number}" for number in expected}
     assert detector.device == device, "unchanged in this process"
 
@@ -149,4 +149,6 @@ def test_the_number_of_processes_is_by_the_machine_unless_it_is_given(
     assert [worker_count(None, device) for device in ("cpu", "cuda", "cuda:1")] == [0, 4, 4]
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert worker_count(None, "cuda") == 8
+    assert [worker_count(None, "cuda", ranks) for ranks in (2, 16, 100)] == [8, 4, 1]
+    assert worker_count(3, "cuda", 16) == 3, "of each process"
     assert worker_count(3, "cpu") == 3 and worker_count(0, "cuda") == 0

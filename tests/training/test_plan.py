@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_the_paper_s_model_fits_a_32_gb_card_with_a_batch_of_8() -> None:
     config = CONFIGS["vit-b-16"]
     whole, less = activation_bytes(config, 8), activation_bytes(config, 8, checkpointing=True)
     assert 10e9 < whole < 30e9 and less < whole / 5
+
+
+def test_clips_without_a_file_are_not_planned(moves: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(moves)
+    items = [replace(item, on_disk=i % 5 != 0) for i, item in enumerate(manifest.items)]
+    plan = make_plan(settings_of(moves, tmp_path / "run"), replace(manifest, items=tuple(items)))
+    assert plan.train_clips + plan.val_clips == 12 and plan.missing_clips == 3
+    assert dict(plan.rows())["clips"].endswith("to validate; 3 more have no file")
 
 
 @pytest.mark.slow

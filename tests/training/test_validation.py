@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,6 +110,9 @@ def test_the_same_processes_read_all_validations_and_prototypes(
         record.unlink()
     assert pids[0] == pids[1] and len(pids[0]) == max(workers, 1)
     assert (str(os.getpid()) in pids[0]) == (workers == 0)
+    trainer.validator.close()
+    for pid in pids[0] - {str(os.getpid())}:
+        assert not psutil.pid_exists(int(pid)), "a loader process is left"
     model = trainer.tested_model
     texts = encode_labels(model, manifest.labels)
     samples = [val_clips[i] for i in range(3)]
