@@ -23,7 +23,7 @@ from pevl_cli.data.clips import Clips
 from pevl_cli.data.dataset import read_data
 from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
-from pevl_cli.model.pevl import PeVL
+from pevl_cli.model.pevl import MAX_LOGIT_SCALE, PeVL
 from pevl_cli.model.weights_file import state_digest
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.pose.files import read_poses
@@ -172,6 +172,8 @@ def main() -> None:
     settings = settings.model_copy(update={"optim": optim})
     torch.manual_seed(arguments.seed)
     model = PeVL(settings.model)
+    if settings.model.base == "clip":
+        model.logit_scale.data.fill_(MAX_LOGIT_SCALE)  # CLIP's own
     towers = {k: v for k, v in model.state_dict().items() if k.startswith(checkpoint.BASE_PREFIXES)}
     base = checkpoint.Base(source="random weights", digest=state_digest(towers))
     trainer = RecordingTrainer(model, labels, settings, base=base)
