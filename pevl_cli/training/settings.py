@@ -164,10 +164,16 @@ def load_settings(
     chosen: dict[str, Any] = (
         {"model": {"name": str(config)}} if str(config) in CONFIGS else _read_yaml(Path(config))
     )
+    stored_recipe = chosen.get("recipe")
     for key, value in (overrides or {}).items():
         _set_option(chosen, key, value)
     for assignment in assignments:
         _set_option(chosen, *_parse_assignment(assignment))
+    if stored_recipe not in (None, chosen.get("recipe")):
+        raise UsageError(
+            f"--recipe {chosen['recipe']}: {config} has the values of recipe '{stored_recipe}'; "
+            "leave --recipe out, or name a config such as vit-b-16."
+        )
     model = chosen.get("model")
     name = model.get("name", default) if isinstance(model, dict) else default
     if base is None and name not in CONFIGS:

@@ -22,12 +22,14 @@ from pevl_cli.model import checkpoint
 from pevl_cli.model.features import Batch, Texts
 from pevl_cli.model.sgmc import Similarities
 
+COUNT = 10
+
 
 @pytest.fixture(scope="module")
 def some_clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty of field21's val clips, as a folder of classes, and a broken one."""
+    """Some of field21's val clips, as a folder of classes, and a broken one."""
     root = tmp_path_factory.mktemp("data") / "some"
-    for item in read_manifest(shared / "data" / "field").in_split("val")[::4][:20]:
+    for item in read_manifest(shared / "data" / "field").in_split("val")[::4][:COUNT]:
         (root / "val" / item.label).mkdir(parents=True, exist_ok=True)
         shutil.copy(item.path, root / "val" / item.label / item.path.name)
     (root / "train" / "yoga_lotus").mkdir(parents=True)
@@ -47,14 +49,14 @@ def test_together_they_are_named_as_one_by_one(
     completed = CliRunner().invoke(app, line)
     assert completed.exit_code == 0, completed.output
     outcome = json.loads(figures.read_text())
-    assert (outcome["split"], outcome["accuracy"]["count"]) == ("val", 20)
+    assert (outcome["split"], outcome["accuracy"]["count"]) == ("val", COUNT)
     assert [c["clip"].endswith("broken") for c in outcome["left_out"]] == [True]
     recogniser = recognise.load("pevl-mini", pose_weights=pose_weights, device="cpu")
     right = 0
     for clip in read_manifest(some_clips).in_split("val"):
         if not clip.name.endswith("broken"):
             right += recogniser.classify(clip.path).predictions[0].label == clip.label
-    assert outcome["accuracy"]["top1"] == right / 20
+    assert outcome["accuracy"]["top1"] == right / COUNT
 
 
 @pytest.mark.slow
@@ -68,7 +70,7 @@ def test_figures_are_the_same_for_any_batch_and_number_of_workers(
         for batch, workers in ((16, None), (1, 0), (3, 2))
     ]
     one = outcomes[0]
-    assert (one.groups, len(one.clips), len(one.left_out)) == (0, 20, 1)
+    assert (one.groups, len(one.clips), len(one.left_out)) == (0, COUNT, 1)
     for other in outcomes[1:]:
         assert other.accuracy.per_class == one.accuracy.per_class
         assert other.accuracy.confused == one.accuracy.confused
@@ -99,9 +101,9 @@ def test_less_goes_through_the_model_at_a_time_where_the_memory_is_too_small(
 
     monkeypatch.setattr(recogniser.model, "match", small)
     outcome = benchmark(read_manifest(some_clips), recogniser, "pevl-mini", split="val")
-    assert outcome.accuracy.count == 20
+    assert outcome.accuracy.count == COUNT
     # Each clip as it is and mirrored.
-    assert max(sizes) > 4 and sum(size for size in sizes if size <= 4) == 2 * 20
+    assert max(sizes) > 4 and sum(size for size in sizes if size <= 4) == 2 * COUNT
     monkeypatch.setattr(
         recogniser.model, "match", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
     )
@@ -138,7 +140,8 @@ def test_a_report_is_written_and_compared(
     assert json.loads((two / "result.json").read_text())["views"] == 3
     completed = run("compare", one, two)
     assert (
-        completed.exit_code == 0 and "two compared with one on 20 common clips" in completed.output
+        completed.exit_code == 0
+        and f"two compared with one on {COUNT} common clips" in completed.output
     )
     completed = run("compare", one, two, "--output", tmp_path / "both.md")
     assert (tmp_path / "both.md").read_text().startswith("| run, % | split |")

@@ -30,6 +30,19 @@ def test_the_paper_s_recipe() -> None:
     assert settings.model.contrast == "batch"
 
 
+def test_the_recipe_of_stored_settings_cannot_be_changed(tmp_path: Path) -> None:
+    """Their values would win over those of the recipe, silently."""
+    file = tmp_path / "settings.yaml"
+    settings = load_settings("vit-b-16", DATA)
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    assert load_settings(file, {"recipe": "own"}) == settings
+    with pytest.raises(UsageError, match="has the values of recipe 'own'"):
+        load_settings(file, {"recipe": "paper"})
+    file.write_text("optim: {batch_size: 32}\n")
+    optim = load_settings(file, DATA | {"recipe": "paper"}).optim
+    assert (optim.batch_size, optim.lr) == (32, 8e-5)
+
+
 def test_the_recipe_for_own_data_is_the_default() -> None:
     assert load_settings("vit-b-16", DATA).recipe == "own"
     assert load_settings("mini", DATA).optim.lr == 1e-3
