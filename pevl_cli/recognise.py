@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -255,7 +256,7 @@ class Recogniser:
         texts = _read_texts(file)
         if texts is None:
             texts = encode_labels(self.model, labels)
-            with atomic_write(file) as temporary:
+            with suppress(PevlError), atomic_write(file) as temporary:  # a read-only cache
                 parts = {k: v for k, v in vars(texts).items() if v is not None}
                 save_file({k: v.clone().contiguous().cpu() for k, v in parts.items()}, temporary)
         texts = texts.to(self.device)

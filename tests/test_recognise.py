@@ -78,6 +78,16 @@ def test_prototype_similarity_is_that_of_the_given_labels(
     assert score("juggling", second) == pytest.approx(expected(0.5), abs=1e-3), "not trained on"
 
 
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only cache, say of another user: the texts are encoded again each time."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PEVL_CACHE", str(tmp_path / "file"))
+    recogniser = recognise.load(tiny_checkpoint, use_pose=False, device="cpu")
+    assert len(recogniser.encode(LABELS).sentences) == len(LABELS)
+
+
 def test_plain_clip_has_its_own_temperature_and_its_own_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,8 @@ def _run(
         console.warn_about_missing_poses(count, stored.source)
     uses_detector = stored is None and (settings.model.pose or settings.model.crop != "full")
     console.note_bundled_weights(settings.run.pose_weights, first and uses_detector)
+    if dry_run and not first:
+        return
     if dry_run:
         from pevl_cli.training.epoch_time import measure_epoch
         from pevl_cli.training.plan import make_plan

@@ -21,7 +21,7 @@ from pevl_cli.cache import atomic_write
 from pevl_cli.errors import PevlError, UsageError
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.calibration import Calibration
-from pevl_cli.model.clip_weights import load_clip
+from pevl_cli.model.clip_weights import ClipWeights, load_clip
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.pevl import PeVL
 
@@ -210,7 +210,7 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     except (SafetensorError, OSError) as error:
         raise PevlError(f"{file}: damaged or not a safetensors file ({error}).") from error
     if facts.base is not None and facts.base_is_separate:
-        base = load_clip(clip or facts.base.source, facts.model, trained=True)
+        base = _load_base(folder, facts.base, facts.model, clip)
         if base.digest != facts.base.digest:
             raise PevlError(
                 f"{folder}: was trained on other CLIP weights than {clip or facts.base.source} "
@@ -226,6 +226,19 @@ def load(folder: Path, clip: str | None = None) -> tuple[PeVL, Facts]:
     _check_weights(state, expected, file)
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, strict=True)
     return model.eval(), facts
+
+
+def _load_base(folder: Path, base: Base, config: ModelConfig, clip: str | None) -> ClipWeights:
+    """The CLIP weights ``clip``, or those that the checkpoint names; PevlError if not there."""
+    try:
+        return load_clip(clip or base.source, config, trained=True)
+    except PevlError as error:
+        if clip is not None:
+            raise
+        reason = str(error).rstrip(".")
+        raise PevlError(
+            f"{folder}: its CLIP weights cannot be loaded: {reason}; hint: name them with --clip."
+        ) from error
 
 
 def _check_weights(state: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> None:

@@ -47,7 +47,7 @@ def find_clip(text: str) -> ClipSource:
     """
     import open_clip
 
-    path = Path(text).expanduser()
+    path = _expanded(text)
     if path.is_file():
         return ClipSource(text, path)
     name, _, rest = text.partition(":")
@@ -56,7 +56,7 @@ def find_clip(text: str) -> ClipSource:
             f"{text}: neither a weights file nor NAME:TAG or NAME:FILE with a model of open_clip "
             "as NAME, such as ViT-B-16-quickgelu:openai."
         )
-    path = Path(rest).expanduser()
+    path = _expanded(rest)
     if path.is_file():
         return ClipSource(text, path, name)
     tag, _, file = rest.partition(":")
@@ -66,10 +66,18 @@ def find_clip(text: str) -> ClipSource:
         raise PevlError(
             f"{text}: '{rest}' is neither a file nor published weights of {name} (tags: {known})."
         )
-    path = Path(file).expanduser()
+    path = _expanded(file)
     if file and not path.is_file():
         raise PevlError(f"{text}: there is no file {file}.")
     return ClipSource(text, path if file else None, name, tag)
+
+
+def _expanded(text: str) -> Path:
+    """The path, with a user's folder in place of "~"; as it is if there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def weights_file(source: ClipSource) -> Path:

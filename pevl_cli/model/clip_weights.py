@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
+from math import isfinite, isqrt
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,14 @@ def load_clip(
         logit_scale = float(raw["logit_scale"])
         state = {name: value.float() for name, value in from_open_clip_names(raw).items()}
         have, image_size = sizes.state_sizes(state), sizes.image_size(state)
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise PevlError(
             f"{source}: is not CLIP with open_clip's or OpenAI's names of the weights ({error})."
         ) from error
+    damaged = [name for name, value in state.items() if not value.isfinite().all()]
+    if damaged or not isfinite(logit_scale):
+        name = damaged[0] if damaged else "logit_scale"
+        raise PevlError(f"{source}: is damaged: weight '{name}' has values that are no numbers.")
     chosen = _fitting(have, config, source)
     config = config or chosen.model_copy(update={"image_size": image_size})
     if not trained:

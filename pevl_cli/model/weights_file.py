@@ -47,6 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise PevlError(f"{path}: is no state dict: its entry '{name}' is not a tensor.")
+        if value.is_meta or value.layout != torch.strided or value.is_quantized:
+            raise PevlError(f"{path}: its entry '{name}' is sparse, quantised, or has no data.")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content

@@ -31,19 +31,19 @@ from pevl_cli.training.settings import TrainSettings
 LONGEST_WAIT = timedelta(days=1)
 
 
-def make_fabric(settings: TrainSettings) -> Fabric:
+def make_fabric(settings: TrainSettings, alone: bool = False) -> Fabric:
     """The Fabric object of a run, not launched yet.
 
     The number of processes comes from torchrun if it started this process, otherwise from
-    ``run.processes``. PevlError when this machine does not support the precision, the number of
-    processes or the tracker. UsageError for an unknown device.
+    ``run.processes``; with ``alone`` it is 1. PevlError when this machine does not support the
+    precision, the number of processes or the tracker. UsageError for an unknown device.
     """
     device = choose_device(settings.run.device)
     accelerator, _, index = device.partition(":")
     precision = training_precision(settings)
     if precision == "fp16" and accelerator == "cpu":
         raise PevlError("run.precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
-    processes, world, torchrun = _count_processes(settings)
+    processes, world, torchrun = (1, 1, False) if alone else _count_processes(settings)
     _check_processes(settings, accelerator, processes, world)
     plugins: list[Any] = []
     if precision != "fp32":

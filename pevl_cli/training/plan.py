@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,7 +74,10 @@ def make_plan(settings: TrainSettings, manifest: Manifest, poses: PoseStore | No
     parameters = list(model.parameters())
     tunable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    listed = [manifest.in_split(split) for split in ("train", "val")]
+    listed = [
+        [replace(i, on_disk=i.on_disk and i.path.exists()) for i in manifest.in_split(split)]
+        for split in ("train", "val")
+    ]
     train_clips, val_clips = (readable_items(items, poses) for items in listed)
     count = len(train_clips)
     if settings.data.shots is not None:

@@ -88,9 +88,15 @@ class TrainState:
         return cls(**content, file=file)
 
     def check_settings(self, settings: dict[str, str]) -> None:
-        """PevlError when a setting that determines the weights differs from the state's."""
+        """PevlError when a setting that determines the weights differs from the state's.
+
+        A setting that only one of them has: another version of pevl began the run.
+        """
         for key in sorted(self.settings.keys() | settings.keys()):
-            before, now = self.settings.get(key), settings.get(key)
+            if (key in self.settings) != (key in settings):
+                missing = "lacks" if key in settings else "has the unknown"
+                raise _state_error(self.file, f"it {missing} setting {key}")
+            before, now = self.settings[key], settings[key]
             if before != now:
                 raise PevlError(
                     f"{self.file.parent}: was started with {key} = {before}, not {now}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -68,14 +68,24 @@ class BatchLoss(nn.Module):
 
 
 def gather_features(fabric: Fabric, part: Features) -> Features:
-    """The features of all processes, (N, …), in the order of processes; with gradients."""
+    """The features of all processes, (N, …), in the order of processes; with gradients.
+
+    All processes exchange the same tensors, forward and backward, whichever of their clips have a
+    video; otherwise they would wait for each other forever.
+    """
     if fabric.world_size == 1:
         return part
+    if part.has_video is None and part.video is not None:  # other processes may have clips without
+        all_have = torch.ones(len(part.video), dtype=torch.bool, device=part.video.device)
+        part = replace(part, has_video=all_have)
     whole: dict[str, Tensor | None] = {}
     for field in fields(part):
         value: Tensor | None = getattr(part, field.name)
         if value is not None:
-            gathered = fabric.all_gather(value, sync_grads=value.requires_grad)
+            learns = torch.is_grad_enabled() and value.is_floating_point()
+            if learns and not value.requires_grad:  # such as V of clips that all have no video
+                value.requires_grad_()
+            gathered = fabric.all_gather(value, sync_grads=learns)
             assert isinstance(gathered, Tensor)
             value = gathered.flatten(0, 1)
         whole[field.name] = value

@@ -16,6 +16,7 @@ from pevl_cli.labels import LabelSet
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch
 from pevl_cli.model.pevl import PeVL
+from pevl_cli.training.engine import make_fabric
 from pevl_cli.training.settings import TrainSettings
 from pevl_cli.training.trainer import Trainer
 
@@ -71,7 +72,8 @@ class _Step:
     ) -> None:
         optim = settings.optim.model_copy(update={"batch_size": clips, "accumulate": 1})
         settings = settings.model_copy(update={"model": config, "optim": optim})
-        self.trainer = Trainer(PeVL(config), labels, settings)
+        # Alone, also if torchrun started this process: the others measure nothing.
+        self.trainer = Trainer(PeVL(config), labels, settings, make_fabric(settings, alone=True))
         self.plan = BatchPlan([i % len(labels) for i in range(clips)], clips, STEPS, 1, 0.0, 0)
         size = config.image_size
         frames = torch.randint(0, 256, (clips, config.video_frames, 3, size, size)).byte()

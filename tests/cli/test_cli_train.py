@@ -240,6 +240,15 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
     assert again.out.partition("would train")[0] == printed, "the printed settings can be given"
 
 
+@pytest.mark.usefixtures("small_mini")
+def test_of_several_processes_only_the_first_shows_the_plan(
+    pevl: Pevl, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = pevl("train", "--dataset", dataset, "--no-pose", "--dry-run")
+    assert (done.code, done.out) == (0, "")
+
+
 def test_resume_of_a_run_by_an_older_version_is_one_sentence(tmp_path: Path, pevl: Pevl) -> None:
     """And not the first of its options that has another name now."""
     file = tmp_path / "settings.yaml"

@@ -172,6 +172,20 @@ def test_another_base_is_refused(tmp_path: Path, on_clip: PeVL) -> None:
     assert torch.equal(answer(model), answer(on_clip))
 
 
+def test_a_base_that_is_not_there_is_told_with_the_way_out(tmp_path: Path, on_clip: PeVL) -> None:
+    """Without naming the checkpoint, the message was of an option that nobody had typed."""
+    write(tmp_path, on_clip, base_of(on_clip, "moved.pt"))
+
+    def load_clip(source: str, config: ModelConfig, trained: bool) -> ClipWeights:
+        raise PevlError(f"{source}: there is no such file.")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "load_clip", load_clip)
+        refused(tmp_path, str(tmp_path), "moved.pt: there is no such file; hint", "--clip")
+        with pytest.raises(PevlError, match=r"^mine: there is no such file\.$"):
+            checkpoint.load(tmp_path, clip="mine")
+
+
 def test_a_model_without_text_on_a_base_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from open_clip_models import (
     with_weights,
 )
 from safetensors.torch import save_file
+from torch import Tensor
 from torchscript import save_torchscript
 
 from pevl_cli.errors import PevlError
@@ -305,7 +306,8 @@ def test_unknown_tag_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["ViT-Q-99:openai", "nowhere.safetensors", f"{NAME}:openai:nowhere.pt"]
+    "source",
+    ["ViT-Q-99:openai", "nowhere.safetensors", f"{NAME}:openai:nowhere.pt", "~nosuchuser/clip.pt"],
 )
 def test_what_does_not_exist_is_named(source: str) -> None:
     with pytest.raises(PevlError) as error:
@@ -341,6 +343,26 @@ def test_a_damaged_file_is_told(file: Path) -> None:
     with pytest.raises(PevlError) as error:
         load_clip(f"{QUICK}:{file}")
     assert str(file) in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("visual.positional_embedding", torch.tensor(1.0), "is not CLIP with"),
+        ("visual.positional_embedding", torch.zeros(0, 32), "is not CLIP with"),
+        ("logit_scale", torch.zeros(2), "is not CLIP with"),
+        ("logit_scale", torch.tensor(torch.nan), "'logit_scale' has values that are no numbers"),
+        ("visual.proj", torch.full((32, 24), torch.inf), "'visual.proj' has values that are no"),
+    ],
+)
+def test_weights_of_odd_shapes_and_values_are_refused(
+    file: Path, name: str, value: Tensor, message: str
+) -> None:
+    """NaN was told as "training diverged; lower the learning rate"."""
+    torch.save({**tiny_clip(True).state_dict(), name: value}, file)
+    with pytest.raises(PevlError) as error:
+        load_clip(f"{QUICK}:{file}")
+    assert message in one_sentence(error)
 
 
 def test_other_names_and_missing_weights_are_refused(file: Path) -> None:

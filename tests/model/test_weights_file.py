@@ -80,6 +80,13 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: object, me
         read_weights(tmp_path)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta")])
+def test_an_entry_that_is_no_plain_tensor_is_refused(tmp_path: Path, value: Tensor) -> None:
+    torch.save({"a": torch.zeros(1), "b": value}, tmp_path / "other.pt")
+    with pytest.raises(PevlError, match="entry 'b' is sparse, quantised, or has no data"):
+        read_weights(tmp_path / "other.pt")
+
+
 def test_the_digest_is_of_names_and_values(tmp_path: Path) -> None:
     # Computed by the code before this file existed: digests in checkpoints stay valid.
     state = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([0.5]).half()}

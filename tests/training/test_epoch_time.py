@@ -170,6 +170,16 @@ def test_a_step_of_each_process_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+def test_a_step_is_measured_under_torchrun(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in Fabric's "you must call `.launch()`"."""
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    settings = settings_of(moves, tmp_path, **FAST)
+    assert measure_step(settings, LABELS, 0.0).seconds > 0
+
+
 def test_layers_are_cut_off_a_model_that_can_be_trained() -> None:
     sizes = {
         "model__width": 32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_clips_without_a_file_are_not_planned(moves: Path, tmp_path: Path) -> No
     plan = make_plan(settings_of(moves, tmp_path / "run"), replace(manifest, items=tuple(items)))
     assert plan.train_clips + plan.val_clips == 12 and plan.missing_clips == 3
     assert dict(plan.rows())["clips"].endswith("to validate; 3 more have no file")
+
+
+def test_listed_clips_that_are_not_there_are_not_planned(moves: Path, tmp_path: Path) -> None:
+    """A CSV may list files that do not exist; only `on_disk` was looked at."""
+    data = shutil.copytree(moves, tmp_path / "moves")
+    manifest = read_manifest(data)
+    (data / "stay" / "0.mp4").unlink()
+    plan = make_plan(settings_of(data, tmp_path / "run"), manifest)
+    assert plan.train_clips + plan.val_clips == 14 and plan.missing_clips == 1
 
 
 @pytest.mark.slow

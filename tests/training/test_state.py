@@ -115,6 +115,8 @@ def shorten_moments(state: State) -> None:
         (lambda s: s["progress"].update(more=1), "entry 'more' is unknown"),
         (lambda s: s["progress"]["last"].pop("top5"), "entry 'top5' is missing"),
         (lambda s: s["calibration"].update(slope=1.0), "calibration has other entries"),
+        (lambda s: s["settings"].pop("model.frame_pool"), "it lacks setting model.frame_pool"),
+        (lambda s: s["settings"].update(old="1"), "it has the unknown setting old"),
         (lambda s: s.update(averaged=None), "no averaged weights"),
         (lambda s: s.update(prototypes=torch.zeros(2, 2)), "prototypes have another shape"),
         (lambda s: s["optimiser"]["param_groups"].pop(), "optimiser has other parameters"),
