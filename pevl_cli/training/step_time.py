@@ -111,6 +111,8 @@ def _extrapolate(
             "layers": layers,
             "pose_layers": min(config.used_pose_layers, layers),
             "p2v_layers": tuple(i for i in config.p2v_layers if i < layers),
+            # The same share of the text tower's layers.
+            "text_layers": max(round(config.text_layers * layers / config.layers), 1),
         }
         return _Step(settings, labels, config.model_copy(update=kept), clips)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_runs import FAST, settings_of
 from pevl_cli.data.manifest import read_manifest
 from pevl_cli.data.timing import ReadingTime
 from pevl_cli.labels import LabelSet
+from pevl_cli.model.config import ModelConfig
 from pevl_cli.training import step_time
 from pevl_cli.training.epoch_time import EpochTime, _duration, measure_epoch
 from pevl_cli.training.plan import make_plan
@@ -125,15 +127,17 @@ def test_what_cannot_be_measured_is_said(
 
 
 class FakeStep:
-    """A step of 2 s, and 3 s for each layer; ``made``: layers and clips of all of them."""
+    """A step of 2 s, and 3 s for each layer; ``made``: layers and text layers of all of them."""
 
     clock_s = 0.0
+    made: ClassVar[list[tuple[int, int]]] = []
 
     def __init__(
-        self, settings: TrainSettings, labels: LabelSet, config: object, clips: int
+        self, settings: TrainSettings, labels: LabelSet, config: ModelConfig, clips: int
     ) -> None:
-        self.layers = config.layers  # type: ignore[attr-defined]
+        self.layers = config.layers
         self.clips = clips
+        self.made.append((config.layers, config.text_layers))
 
     def __call__(self) -> float:
         seconds = 2.0 + 3.0 * self.layers
@@ -160,6 +164,15 @@ def test_a_large_model_on_a_cpu_is_measured_by_a_part(
     assert FakeStep.clock_s <= max(limit_s, 5)
     accumulated = measure_step(large(optim__accumulate=3), LABELS, 100)
     assert accumulated.seconds == pytest.approx(3 * 4 * (2 + 12 * 3))
+
+
+def test_the_text_tower_is_cut_as_the_image_tower_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all of its layers would be counted once for each layer of the image tower."""
+    monkeypatch.setattr(step_time, "_Step", FakeStep)
+    monkeypatch.setattr(step_time.time, "perf_counter", lambda: FakeStep.clock_s)
+    monkeypatch.setattr(FakeStep, "made", [])
+    measure_step(large(model__text_layers=24), LABELS, 100)
+    assert FakeStep.made == [(1, 2), (2, 4)]
 
 
 def test_a_step_of_each_process_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
