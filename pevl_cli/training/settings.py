@@ -103,8 +103,11 @@ PAPER: dict[str, Any] = {
         "min_steps": 0,
     },
 }
-# "own": for own data. Name of a config -> settings that differ from the defaults.
+# "own": for own data. Name of a config -> settings that differ from the defaults. On CLIP: AIM's
+# rate, the default above, and enough steps for few clips (benchmarks/README.md).
+ON_CLIP: dict[str, Any] = {"optim": {"min_steps": 400}}
 PRESETS: dict[str, dict[str, Any]] = {
+    **{name: ON_CLIP for name, config in CONFIGS.items() if config.base == "clip"},
     "mini": {
         "optim": {
             "epochs": 60,
@@ -126,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "joint_dropout": 0.05,
             "stream_dropout": 0.1,
         },
-    }
+    },
 }
 
 # Changes for a new pose-only `mini`. Attention over joints overfits to the people of a few hundred
@@ -211,7 +214,7 @@ def _parse_assignment(assignment: str) -> tuple[str, Any]:
 def for_pose_only(config: ModelConfig) -> ModelConfig:
     """The config of a new pose-only model; fields that differ from the preset are kept."""
     changes: dict[str, object] = {"video": False}
-    if config.name in PRESETS and config.pose_features == "body":
+    if config.base == "none" and config.name in CONFIGS and config.pose_features == "body":
         preset = CONFIGS[config.name]
         changes |= {k: v for k, v in POSE_ONLY.items() if getattr(config, k) == getattr(preset, k)}
     return config.model_copy(update=changes)

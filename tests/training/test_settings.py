@@ -44,7 +44,9 @@ def test_the_recipe_of_stored_settings_cannot_be_changed(tmp_path: Path) -> None
 
 
 def test_the_recipe_for_own_data_is_the_default() -> None:
-    assert load_settings("vit-b-16", DATA).recipe == "own"
+    settings = load_settings("vit-b-16", DATA)
+    assert (settings.recipe, settings.optim.lr, settings.optim.min_steps) == ("own", 3e-4, 400)
+    assert settings.model == CONFIGS["vit-b-16"]
     assert load_settings("mini", DATA).optim.lr == 1e-3
     with pytest.raises(UsageError, match="recipe"):
         load_settings("mini", DATA | {"recipe": "fast"})
