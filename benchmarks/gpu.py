@@ -55,7 +55,9 @@ def main() -> None:
     config = CONFIGS[arguments.config]
     if arguments.tiny:
         config = config.model_copy(update=TINY)
-    name = platform.processor() if arguments.tiny else torch.cuda.get_device_name()
+    if arguments.tiny:
+        print("a tiny model on the CPU, to test this script: its figures mean nothing")
+    name = platform.machine() if arguments.tiny else torch.cuda.get_device_name()
     figures: Figures = {"device": name, "torch": torch.__version__, "config": config.name}
     print(f"{config.name} on {name}, torch {torch.__version__}, bfloat16", flush=True)
     peak = matrix_product_flops(device, 512 if arguments.tiny else 8192)

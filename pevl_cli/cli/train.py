@@ -195,7 +195,7 @@ def _run(
     for warning in (*manifest.warnings, *manifest.split_notes) if first else ():
         console.warn(warning)
 
-    from pevl_cli.training import build
+    from pevl_cli.training import build, run_folder
     from pevl_cli.training import train as training
 
     if settings.init is not None:
@@ -205,6 +205,12 @@ def _run(
     if first and stored is not None:
         count = training.count_without_poses(manifest.items, stored)
         console.warn_about_missing_poses(count, stored.source)
+    if first and not resume and run_folder.has_state(settings.folder):
+        console.warn(
+            f"{settings.folder}: the earlier run in this folder is replaced (its last state is "
+            "kept as state.replaced.pt). To continue that run: stop now and add --resume; to keep "
+            "it: --out ANOTHER_FOLDER"
+        )
     uses_detector = stored is None and (settings.model.pose or settings.model.crop != "full")
     console.note_bundled_weights(settings.run.pose_weights, first and uses_detector)
     if dry_run and not first:
@@ -305,6 +311,11 @@ def _problems(result: Result) -> list[str]:
 
 def _summary(result: Result) -> list[str]:
     lines = []
+    if result.interrupted and not result.epochs:
+        return [
+            "interrupted in the first epoch: nothing has been validated, and the checkpoints have "
+            "learnt next to nothing. To continue, run the same command with --resume."
+        ]
     if result.interrupted:
         lines.append(
             f"interrupted after {result.epochs} epochs; the checkpoints can be used. To continue, "

@@ -30,6 +30,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 
+FOLDER_MANIFEST = "manifest.csv"  # lists the clips of the folder that it is in
+
 
 @dataclass(frozen=True)
 class Item:
@@ -63,8 +65,11 @@ class Manifest:
 
     @property
     def title(self) -> str:
-        """The name of a published data set, otherwise the name of the folder."""
-        return self.name or (self.source.parent if self.source.is_file() else self.source).name
+        """The name of a published data set, otherwise that of the folder, CSV or pickle."""
+        if self.name:
+            return self.name
+        source = self.source.resolve()
+        return source.parent.name if source.name == FOLDER_MANIFEST else source.stem
 
     @property
     def has_videos(self) -> bool:
@@ -103,8 +108,8 @@ def read_manifest(source: str | Path, seed: int = 0, by: HoldOut = "group") -> M
             "per action, or a CSV with the columns path and label."
         )
     texts: dict[str, tuple[str, ...]] = {}
-    if source.is_dir() and (source / "manifest.csv").is_file():
-        source = source / "manifest.csv"
+    if source.is_dir() and (source / FOLDER_MANIFEST).is_file():
+        source = source / FOLDER_MANIFEST
     items = _read_folder(source) if source.is_dir() else _read_csv(source, texts)
     names = list(dict.fromkeys(item.label for item in items))
     if len(names) < 2:

@@ -5,6 +5,7 @@ Of open_clip, its tables of architectures and published weights are used, and it
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,12 @@ def find_clip(text: str) -> ClipSource:
         return ClipSource(text, path)
     name, _, rest = text.partition(":")
     if name not in open_clip.list_models():
+        what = "is a folder" if path.is_dir() else "no such file"
+        close = difflib.get_close_matches(name, open_clip.list_models(), 1)
+        nearest = f" (nearest model: {close[0]})" if close and rest else ""
         raise PevlError(
-            f"{text}: neither a weights file nor NAME:TAG or NAME:FILE with a model of open_clip "
-            "as NAME, such as ViT-B-16-quickgelu:openai."
+            f"{text}: {what}, and no model of open_clip; give the path of a weights file, or "
+            f"NAME:TAG such as ViT-B-16-quickgelu:openai to download it{nearest}."
         )
     path = _expanded(rest)
     if path.is_file():

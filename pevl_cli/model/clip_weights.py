@@ -66,8 +66,9 @@ def load_clip(
         state = {name: value.float() for name, value in from_open_clip_names(raw).items()}
         have, image_size = sizes.state_sizes(state), sizes.image_size(state)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise PevlError(
-            f"{source}: is not CLIP with open_clip's or OpenAI's names of the weights ({error})."
+            f"{source}: is not CLIP with open_clip's or OpenAI's names of the weights ({reason})."
         ) from error
     damaged = [name for name, value in state.items() if not value.isfinite().all()]
     if damaged or not isfinite(logit_scale):

@@ -84,7 +84,10 @@ def _check_processes(settings: TrainSettings, accelerator: str, processes: int, 
     gpus = torch.cuda.device_count()
     needs_gpus = accelerator == "cuda" or (settings.run.device == "auto" and processes > 1)
     if processes > gpus and needs_gpus:
-        raise PevlError(f"run.processes {processes}: this machine has {gpus} GPUs.")
+        raise PevlError(
+            f"--gpus {processes}: this machine has {gpus or 'no'} GPUs that torch can use; hint: "
+            "leave --gpus out."
+        )
 
 
 def merge_dicts(fabric: Fabric, part: dict[int, str]) -> dict[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,8 +75,13 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PevlError(f"{folder}: this folder cannot be created ({error.strerror}).") from error
-    model, base = make_model(settings, manifest.labels)
-    fabric = make_fabric(settings)
+    try:
+        fabric = make_fabric(settings)  # before CLIP's weights are downloaded
+        model, base = make_model(settings, manifest.labels)
+    except PevlError:
+        with suppress(OSError):  # only an empty folder is removed
+            folder.rmdir()
+        raise
     fabric.launch()
     if source.detector is not None:
         # Each process, with its loader processes, detects on its own GPU.

@@ -12,10 +12,13 @@ from tiny import tiny_config
 
 from pevl_cli import recognise
 from pevl_cli.cli.progress import TrainingView
+from pevl_cli.cli.train import _summary
+from pevl_cli.errors import PevlError
 from pevl_cli.model import checkpoint
 from pevl_cli.model.config import CONFIGS
 from pevl_cli.pose.detector import PoseDetector
 from pevl_cli.training import train as training
+from pevl_cli.training.progress import Result
 from pevl_cli.training.settings import PRESETS, load_settings
 
 
@@ -302,3 +305,33 @@ def test_a_label_file_gives_the_texts_to_train_with(
     refused = pevl("train", "--dataset", dataset, *options, labels)
     assert refused.code == 1
     assert "missing 'run_back'; without clips 'run_off'" in refused.err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("small_mini")
+def test_an_earlier_run_is_not_replaced_without_a_word(
+    pevl: Pevl, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise PevlError("stopped.")
+
+    monkeypatch.setattr(training, "train", stop)
+    out = tmp_path / "out"
+    line = ("train", "--dataset", dataset, "--no-pose", "--out", out, "--device", "cpu")
+    assert "earlier run" not in pevl(*line).err
+    out.mkdir()
+    (out / "state.pt").write_bytes(b"")
+    printed = " ".join(pevl(*line).err.split())
+    assert "the earlier run in this folder is replaced" in printed and "--resume" in printed
+
+
+def test_nothing_is_said_of_clips_that_were_not_reached() -> None:
+    """Ctrl-C in the first epoch said that there were no validation clips."""
+    result = Result(
+        *(Path("run"), 12, 3, 0, 0, None, None),
+        seconds=5.0,
+        wait=0.0,
+        interrupted=True,
+        stopped_early=False,
+    )
+    (line,) = _summary(result)
+    assert "first epoch" in line and "--resume" in line

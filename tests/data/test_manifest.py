@@ -246,3 +246,18 @@ def test_a_folder_beside_those_of_the_splits_is_no_action(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     with pytest.raises(PevlError, match="'raw' is beside 'train'"):
         read_manifest(tmp_path)
+
+
+def test_the_title_is_that_of_the_file_or_of_the_folder(
+    moves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CSV in the working folder had none, and two CSVs in one folder had the same."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{moves / 'stay' / f'{k}.mp4'},stay" for k in range(2)]
+    rows += [f"{moves / 'run_on' / f'{k}.mp4'},run_on" for k in range(2)]
+    for name in ("my_set.csv", "manifest.csv"):
+        Path(name).write_text("\n".join(["path,label", *rows]))
+    assert read_manifest(Path("my_set.csv")).title == "my_set"
+    assert read_manifest(Path("manifest.csv")).title == tmp_path.name
+    assert read_manifest(Path(".")).title == tmp_path.name
+    assert read_manifest(moves).title == "moves"

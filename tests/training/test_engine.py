@@ -55,7 +55,7 @@ def test_processes_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     settings = settings_of(moves, tmp_path, run__processes=2, run__device="auto")
-    with pytest.raises(PevlError, match=r"run.processes 2: this machine has 1 GPUs"):
+    with pytest.raises(PevlError, match=r"--gpus 2: this machine has 1 GPUs that torch can use"):
         make_fabric(settings)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # torchrun's number counts
     with pytest.raises(PevlError, match="cannot be shared evenly among 3 processes"):
