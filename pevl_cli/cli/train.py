@@ -205,7 +205,7 @@ def _run(
     if first and stored is not None:
         count = training.count_without_poses(manifest.items, stored)
         console.warn_about_missing_poses(count, stored.source)
-    if first and not resume and run_folder.has_state(settings.folder):
+    if first and not (resume or dry_run) and run_folder.has_state(settings.folder):
         console.warn(
             f"{settings.folder}: the earlier run in this folder is replaced (its last state is "
             "kept as state.replaced.pt). To continue that run: stop now and add --resume; to keep "

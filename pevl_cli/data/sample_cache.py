@@ -43,6 +43,7 @@ class SampleCache:
 
         From a full cache, samples that no run has used for a week are removed, too.
         """
+        # Without a lock nothing is trimmed, and `store` writes nothing either.
         with suppress(OSError, NotImplementedError), _lock():
             _write_total(_trim(self.limit_bytes))
 

@@ -132,7 +132,8 @@ class PeVL(nn.Module):
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Frames (N, T, 3, H, W), uint8 or in [0, 1] -> class and patch tokens (N, T, n, d)."""
-        tokens, _, _ = self._encode(frames, None, None)
+        with half_precision(self.device, self.compute_dtype):
+            tokens, _, _ = self._encode(frames, None, None)
         assert tokens is not None
         return tokens
 

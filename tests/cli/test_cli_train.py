@@ -322,6 +322,7 @@ def test_an_earlier_run_is_not_replaced_without_a_word(
     (out / "state.pt").write_bytes(b"")
     printed = " ".join(pevl(*line).err.split())
     assert "the earlier run in this folder is replaced" in printed and "--resume" in printed
+    assert "earlier run" not in pevl(*line, "--dry-run").err, "a dry run replaces nothing"
 
 
 def test_nothing_is_said_of_clips_that_were_not_reached() -> None:

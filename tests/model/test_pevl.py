@@ -180,6 +180,9 @@ def test_half_precision_says_nearly_the_same(name: str) -> None:
     half = answer(model.cast(torch.bfloat16), batch)
     assert half.dtype == torch.float32
     assert torch.allclose(half, full, atol=0.06)
+    assert batch.frames is not None
+    with torch.no_grad():
+        assert model.encode_video(batch.frames).dtype == torch.float32
 
 
 @pytest.fixture(scope="module")
