@@ -34,6 +34,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def computes_in_half(device: torch.device) -> bool:
+    """Whether matrix products on the device are computed in half precision now."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def convert_matrices(module: nn.Module, dtype: torch.dtype, frozen_only: bool = False) -> None:
     """Convert the weights of linear maps, attention and convolutions to ``dtype``, in place.
 

@@ -103,3 +103,13 @@ def test_the_guiding_weights_learn_through_the_video() -> None:
     loss.backward()
     grad = model.pose_embedding.joint.weight.grad
     assert grad is not None and grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_does_not_use_torchs_attention_module(dtype: torch.dtype) -> None:
+    """Under autocast on the CPU it copies its weights for each token: eleven times the time."""
+    model, calls = tiny_model(**SWITCHES["on clip"][0]).cast(dtype), []
+    for block in model.visual.transformer.blocks:
+        block.attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    features_of(model, tiny_batch())
+    assert bool(calls) == (dtype == torch.float32)
