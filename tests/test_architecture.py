@@ -14,7 +14,7 @@ PACKAGE = Path(pevl_cli.__file__).parent
 # other, but not in a circle.
 FLOORS = (
     {"errors", "choices", ""},
-    {"labels", "cache", "hardware"},
+    {"labels", "cache", "hardware", "package_index"},
     {"weights"},
     {"media"},
     {"pose"},

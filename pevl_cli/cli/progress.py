@@ -80,7 +80,8 @@ class TrainingView:
             if event.stage == "checking" and event.total == 0:
                 return
             self.task = self.progress.add_task(event.stage, total=event.total, facts="")
-        facts, description = f"{event.done} of {event.total} clips", event.stage
+        kind = "views" if event.stage == "preparing" else "clips"
+        facts, description = f"{event.done} of {event.total} {kind}", event.stage
         if event.loss is not None:
             description = f"epoch {event.epoch}"
             facts = (

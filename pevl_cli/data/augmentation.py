@@ -28,7 +28,13 @@ class Augmentation(Section):
     colour: float = Field(0.0, ge=0)  # of the factor of the distance from grey
     grey: float = Field(0.0, ge=0, le=1)  # probability of a grey clip
     erase: float = Field(0.0, ge=0, le=1)  # probability of a blank rectangle
+    # Of the logarithm of the ratio of width to height: a body seen from another side is narrower.
+    aspect: float = Field(0.0, ge=0)
+    warp: float = Field(0.0, ge=0, lt=1)  # of the speed, around 1, which changes within a clip
     joint_noise: float = Field(0.0, ge=0)  # standard deviation, as a share of the view's side
+    joint_shift: float = Field(0.0, ge=0)  # the same for a joint's shift in all frames
     joint_dropout: float = Field(0.0, ge=0, le=1)  # probability per joint and frame
+    limb_dropout: float = Field(0.0, ge=0, le=1)  # probability per limb, in all frames
+    frame_dropout: float = Field(0.0, ge=0, le=1)  # probability that a frame has no joints
     # Probability that the video is removed; the pose is removed with the same probability.
     stream_dropout: float = Field(0.0, ge=0, le=0.5)

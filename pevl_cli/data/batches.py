@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from pevl_cli.data.augmentation import Augmentation
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.loader import Loader, Unreadable, error_reason
+from pevl_cli.data.observations import Observations
 from pevl_cli.data.samples import Sample, collate
 from pevl_cli.data.variation import augment_sample
 from pevl_cli.errors import PevlError
@@ -93,12 +94,25 @@ class BatchPlan(Sampler[list[Showing]]):
 class AugmentedClips(Dataset[Batch]):
     """Augmented training clips: a `Showing` gives the augmented clip as a batch of one."""
 
-    def __init__(self, clips: Clips, augmentation: Augmentation, seed: int) -> None:
+    def __init__(
+        self,
+        clips: Clips,
+        augmentation: Augmentation,
+        seed: int,
+        observations: Observations | None = None,
+    ) -> None:
+        """``observations``: of the same clips; they take the place of frames."""
         self.clips, self.augmentation, self.seed = clips, augmentation, seed
+        self.observations = observations
 
     def __getitem__(self, showing: Showing) -> Batch:
         rng = np.random.default_rng([self.seed, showing.epoch, showing.position])
-        return augment_sample(self._sample(showing.clip), self.clips.config, self.augmentation, rng)
+        made, clip, observed = self.observations, showing.clip, None
+        if made is not None and made.readable[clip]:
+            k = int(rng.integers(made.variations))
+            observed = made.generator(clip, k), made.read(clip, k)
+        sample, config = self._sample(clip), self.clips.config
+        return augment_sample(sample, config, self.augmentation, rng, observed)
 
     def batch(self, showings: Sequence[Showing]) -> Batch:
         """The batch of N showings, in their order: frames (N, T, 3, H, W), joints (N, S, J, 3)."""

@@ -34,6 +34,8 @@ class DataSettings(Section):
     # Check before training: "decode" or "open" each clip; "auto" decodes up to 2,000 clips.
     check: Literal["auto", "decode", "open"] = "auto"
     workers: int | None = Field(None, ge=0)  # loader processes; None: see `worker_count`
+    # Views of each training clip that a frozen stem sees, once each; 0: a new view at each use.
+    variations: int = Field(8, ge=0)
     cache_gb: float = Field(20.0, ge=0)  # limit of decoded clips on disk, GiB
 
 

@@ -197,12 +197,12 @@ class _Region:
         side = min(width, height) * 0.875
         centre = width / 2, height / 2
         kept_w, kept_h = float(width), float(height)
-        if config.crop == "follow" and box is not None:
+        if config.crop != "full" and box is not None:
             x1, y1, x2, y2 = box
             around = max(x2 - x1, y2 - y1, 16.0) * VIEW_MARGIN
             centre = (x1 + x2) / 2, (y1 + y2) / 2
             # Around the actor, inside the frame, and large enough for the body.
-            side = max(side, around)
+            side = max(side, around) if config.crop == "follow" else around
             centre = _clamp(centre[0], side, width), _clamp(centre[1], side, height)
             kept_w = kept_h = side * KEPT_MARGIN / VIEW_MARGIN
         scale = config.image_size / side
@@ -261,7 +261,19 @@ def view(
 
 
 def collate(batches: list[Batch]) -> Batch:
-    """Concatenate batches along N, in their order: frames (N, T, 3, H, W), joints (N, S, J, 3)."""
+    """Concatenate batches along N, in their order: frames (N, T, 3, H, W), joints (N, S, J, 3).
+
+    If some have ``observed``, those without it have no video.
+    """
+    observed = next((b.observed for b in batches if b.observed is not None), None)
+    if observed is not None:
+        blank = tuple(torch.zeros_like(part) for part in observed)
+        batches = [
+            b if b.observed is not None else Batch(None, b.joints, torch.tensor([False]), blank)
+            for b in batches
+        ]
+        columns = zip(*(b.observed or () for b in batches), strict=True)
+        observed = tuple(torch.cat(column) for column in columns)
     frames = [b.frames for b in batches if b.frames is not None]
     joints = [b.joints for b in batches if b.joints is not None]
     has_video = [torch.tensor([True]) if b.has_video is None else b.has_video for b in batches]
@@ -270,6 +282,7 @@ def collate(batches: list[Batch]) -> Batch:
         torch.cat(frames) if frames else None,
         torch.cat(joints) if joints else None,
         torch.cat(has_video) if some_without else None,
+        observed,
     )
 
 
@@ -281,10 +294,12 @@ def cut_view(
     turn_deg: float,
     mirrored: bool,
     times: np.ndarray | None = None,
+    aspect: float = 1.0,
 ) -> Batch:
     """Crop a square view from the region, with one matrix for frames and joints.
 
-    ``shift`` (2,): offset of the centre in px of the region. ``times`` (S,) int: the pose frame at
+    ``shift`` (2,): offset of the centre in px of the region. ``aspect``: factor of the ratio of
+    width to height, before the turn. ``times`` (S,) int: the pose frame at
     each time, by default all in order. Returns a batch of one: frames (1, T, 3, image_size,
     image_size) uint8, joints (1, S, J, 3) with x, y in [0, 1] inside the view and visibility 0 or
     1. For a clip without video, frames are zeros and ``has_video`` is False; for a model without
@@ -295,6 +310,10 @@ def cut_view(
     zoom = side / sample.side_px * scale
     matrix = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), turn_deg, zoom)
     matrix[:, 2] += side / 2 - middle
+    if aspect != 1:
+        stretch = np.diag([aspect**0.5, aspect**-0.5])
+        moved = matrix[:, :2] @ (middle - stretch @ middle)
+        matrix = np.column_stack([matrix[:, :2] @ stretch, matrix[:, 2] + moved])
     if mirrored:
         matrix[0] *= -1
         matrix[0, 2] += side

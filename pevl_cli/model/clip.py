@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pevl_cli.model.adapters import Transformer
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.mini.body_token import BodyToken
-from pevl_cli.model.mini.stem import STEM_CHANNELS, PoseStem
+from pevl_cli.model.mini.stem import STEM_CHANNELS, I3DStem, PoseStem
 from pevl_cli.model.precision import full_precision
 
 
@@ -34,8 +34,10 @@ class VisualTower(nn.Module):
         if config.stem == "patch":
             size = config.patch_size
             self.conv1: nn.Module = nn.Conv2d(3, width, size, size, bias=False)
-        else:  # a pose-only model needs no stem
-            self.conv1 = PoseStem(config) if config.video else nn.Identity()
+        elif config.video:
+            self.conv1 = (I3DStem if config.stem == "i3d" else PoseStem)(config)
+        else:
+            self.conv1 = nn.Identity()
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(config.grid**2 + 1, width))
         self.body: BodyToken | None = None
@@ -48,19 +50,26 @@ class VisualTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
-    def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
-        """Normalised frames (N, T, 3, H, W) -> tokens (N·T, 1 + P, d), the class token first.
+    def observe(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Normalised frames (N, T, 3, H, W) -> what the stem makes of them before any weight that
+        is always trained; a linear map has no such part, and these are the frames.
+        """
+        if isinstance(self.conv1, PoseStem | I3DStem):
+            return self.conv1.observe(rearrange(frames, "n t c h w -> n c t h w"))
+        return (frames,)
+
+    def embed(self, observed: Sequence[Tensor], joints: Tensor | None = None) -> Tensor:
+        """What `observe` gives -> tokens (N·T, 1 + P, d), the class token first.
 
         A tower with a body token uses ``joints`` (N, T, J, 3); without joints no body token is
         added.
         """
-        n = frames.shape[0]
         maps: list[Tensor] = []
-        if isinstance(self.conv1, PoseStem):
-            patches, maps = self.conv1(rearrange(frames, "n t c h w -> n c t h w"))
+        if isinstance(self.conv1, PoseStem | I3DStem):
+            patches, maps = self.conv1(observed)
             patches = rearrange(patches, "n d t r c -> (n t) d r c")
         else:
-            patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
+            patches = self.conv1(rearrange(observed[0], "n t c h w -> (n t) c h w"))
         # The residual stream, in float32 from here on.
         x = patches.flatten(2).permute(0, 2, 1).to(self.class_embedding.dtype)
         class_token = self.class_embedding.expand(len(x), 1, -1)
@@ -70,7 +79,6 @@ class VisualTower(nn.Module):
             body = self.body(maps or [patches], joints).to(x.dtype)
             class_token = class_token + rearrange(body, "n t d -> (n t) 1 d")
         x = torch.cat([class_token, x], 1) + self.positional_embedding
-        assert len(x) == n * frames.shape[1]
         out: Tensor = self.ln_pre(x)
         return out
 

@@ -40,10 +40,11 @@ class ModelConfig(BaseModel):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     trained_grid: int = 0  # tower "pe": patches along a side in its training
-    tokenizer: Literal["clip", "words", "gemma"] = "clip"
+    tokenizer: Literal["clip", "words", "pieces", "gemma"] = "clip"
     # From pixels to patch tokens: CLIP's linear map, or the frozen layers of the bundled pose
     # network before its head, followed by convolutions.
-    stem: Literal["patch", "pose"] = "patch"
+    stem: Literal["patch", "pose", "i3d"] = "patch"
+    train_stem: bool = False  # train I3D, too; a pose stem's network is always frozen
     # Initial class token of a frame: a learned vector (CLIP), or this plus the mean of the frame's
     # patches and the body token (`mini/body_token.py`).
     class_token: Literal["learned", "body"] = "learned"
@@ -56,14 +57,15 @@ class ModelConfig(BaseModel):
     joints: int = 17
     allow_missing_joints: bool = False  # missing joints of a skeleton = not visible
     pose_layers: int | None = None  # number of shared blocks for the pose; None = all
-    pose_features: Literal["xy", "body", "heatmap"] = "xy"  # "heatmap": Table 9, pose only
+    # "body", "streams": features of the whole body as well; "heatmap": Table 9, pose only.
+    pose_features: Literal["xy", "body", "streams", "heatmap"] = "xy"
     # Tokens that make a frame's pose feature F: all in use, or, as in pevl-mini and checkpoints of
     # format 2, the class token, into which V2P's background then flows.
     frame_pool: Literal["tokens", "class"] = "tokens"
     pose_pool: Literal["mean", "max"] = "mean"  # pooling of frame features into the clip's
     # "full": the middle square of the frame (as in the paper); "follow": this square moved to the
-    # actor and enlarged until it contains the whole body.
-    crop: Literal["full", "follow"] = "full"
+    # actor and enlarged until it contains the whole body; "body": a square around the body.
+    crop: Literal["full", "follow", "body"] = "full"
     # Similarities at test are means over 1 or 3 crops of each clip, the paper's "three spatial
     # crops", and with flip_at_test also over its mirror image, unless a label has left/right.
     views_at_test: Literal[1, 3] = 1
@@ -103,12 +105,14 @@ class ModelConfig(BaseModel):
             raise ValueError("image_size must be a multiple of patch_size")
         if self.width % self.heads or self.text_width % self.text_heads:
             raise ValueError("heads must divide width")
-        if self.video and self.stem == "pose" and self.patch_size != 32:
-            raise ValueError("the pose stem needs patch_size 32")
+        if self.video and self.stem != "patch" and self.patch_size != 32:
+            raise ValueError(f"stem '{self.stem}' needs patch_size 32")
+        if self.video and self.stem == "i3d" and self.video_frames % 8:
+            raise ValueError("stem 'i3d' needs a multiple of 8 video_frames")
         if not 0 <= self.used_pose_layers <= self.layers:
             raise ValueError(f"pose_layers must be from 0 to {self.layers}")
-        if self.pose and not self.used_pose_layers and self.pose_features != "body":
-            raise ValueError("pose_layers=0 needs pose_features 'body'")
+        if self.pose and not self.used_pose_layers and not self.has_body_features:
+            raise ValueError("pose_layers=0 needs pose_features 'body' or 'streams'")
         if self.pose and self.pose_features == "heatmap" and self.video and self.p2v:
             raise ValueError("p2v needs joint tokens, which pose_features 'heatmap' lacks")
         if self.tower != "clip" and (self.stem != "patch" or self.class_token != "learned"):
@@ -142,6 +146,11 @@ class ModelConfig(BaseModel):
     def has_body_token(self) -> bool:
         """Whether a body token is added to the class token of each video frame."""
         return self.class_token == "body" and self.video and self.pose
+
+    @property
+    def has_body_features(self) -> bool:
+        """Whether tokens have features of the whole body, so that no attention has to find them."""
+        return self.pose_features in {"body", "streams"}
 
     @property
     def used_pose_layers(self) -> int:
@@ -255,5 +264,39 @@ CONFIGS = {
         fine_temperature=0.1,
         dropout=0.1,
         branch_loss_weight=0.5,
+    ),
+    "mini-i3d": ModelConfig(
+        name="mini-i3d",
+        embed_dim=192,
+        width=192,
+        layers=2,
+        heads=4,
+        patch_size=32,
+        image_size=160,
+        text_width=192,
+        text_layers=1,
+        text_heads=4,
+        context_length=32,
+        vocab_size=0,
+        tokenizer="pieces",
+        stem="i3d",
+        class_token="body",
+        layout="coco13",
+        joints=13,
+        crop="body",
+        flip_at_test=True,
+        base="none",
+        train_base=True,
+        pose_features="streams",
+        pose_layers=0,
+        pose_pool="max",
+        # An untrained text encoder gives similar features for all texts. Weights from their tiny
+        # differences would be 0 for some pairs of labels.
+        semantic_loss=False,
+        contrast="labels",
+        fine_temperature=0.1,
+        dropout=0.1,
+        branch_loss_weight=0.5,
+        **HALF,
     ),
 }

@@ -16,11 +16,16 @@ class Batch:
     frames: Tensor | None  # (N, T, 3, H, W) uint8 RGB, or float in [0, 1]
     joints: Tensor | None  # (N, S, J, 3) x, y in [0, 1] of the view; 1 = visible
     has_video: Tensor | None = None  # (N,) bool; None: all clips have video
+    # In place of frames: what the frozen network of the stem makes of them, each (N, …).
+    observed: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "observed"}
+        observed = self.observed and tuple(part.to(device) for part in self.observed)
+        return Batch(
+            **{k: v if v is None else v.to(device) for k, v in moved.items()}, observed=observed
+        )
 
 
 @dataclass(frozen=True)

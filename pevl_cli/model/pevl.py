@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from pevl_cli.model.precision import convert_matrices, full_precision, half_prec
 from pevl_cli.model.sgmc import Similarities, combine, fine_similarity, has_modality
 from pevl_cli.model.tokeniser import tokenise
 from pevl_cli.model.towers import make_image_tower, make_text_tower
-from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, patch_weights
+from pevl_cli.model.ucmr import PoseGuidedVideo, VideoEnrichedPose, body_weights
 
 # log 100: the largest log 1/τ, as in CLIP.
 MAX_LOGIT_SCALE = 4.6052
@@ -137,6 +138,15 @@ class PeVL(nn.Module):
         assert tokens is not None
         return tokens
 
+    @torch.no_grad()
+    def observe(self, batch: Batch) -> Batch:
+        """The batch with ``observed``, in half precision, in place of frames."""
+        if batch.frames is None:
+            return batch
+        with half_precision(self.device, self.compute_dtype):
+            observed = self.visual.observe(self._normalise(batch.frames))
+        return replace(batch, frames=None, observed=tuple(part.half() for part in observed))
+
     def encode(self, batch: Batch) -> Features:
         """Both streams with their refinements, in the joint space. Sec. 3.1 and 3.2.
 
@@ -147,7 +157,7 @@ class PeVL(nn.Module):
 
     def _features(self, batch: Batch) -> Features:
         config, visual = self.config, self.visual
-        frames = batch.frames if config.video else None
+        frames = (batch.observed or batch.frames) if config.video else None
         joints = batch.joints if config.pose else None
         video, pose, body = self._encode(frames, joints, batch.has_video)
         if video is None and pose is None:
@@ -230,10 +240,14 @@ class PeVL(nn.Module):
         return rearrange(triples, "n t three g d -> n (t three) g d"), torch.cat([use, made], 2)
 
     def _encode(
-        self, frames: Tensor | None, joints: Tensor | None, has_video: Tensor | None
+        self,
+        frames: Tensor | tuple[Tensor, ...] | None,
+        joints: Tensor | None,
+        has_video: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tokens of both streams after the shared blocks, and the body mask M of Eq. (1):
-        (N, T, n, d), (N, S, G, d) and (N, T, P); each None if its modality is absent.
+        (N, T, n, d), (N, S, G, d) and (N, T, P); each None if its modality is absent. ``frames``:
+        also what `observe` made of them.
 
         Clips without video are not encoded, so that they do not change batch statistics; their
         tokens are 0.
@@ -252,21 +266,27 @@ class PeVL(nn.Module):
             ):
                 pose, flat = self._checkpointed(self._pose_block, block, adapters, pose)
             if frames is not None and config.p2v:
-                body = self._weigh_body(blocks[count - 1] if count else None, flat, joints)
+                last = blocks[count - 1] if count else None
+                body = body_weights(last, flat, joints, (config.grid, config.grid))
         if frames is None:
             return None, pose, None
         with_video = None if has_video is None else has_video.nonzero()[:, 0]
         all_bodies = body
+        parts = (frames,) if isinstance(frames, Tensor) else frames
+        t = frames.shape[1] if isinstance(frames, Tensor) else config.video_frames
         indexed = None if joints is None else joints[:, 1::3]  # the joints at the video frames
         if with_video is not None:
-            frames, body = frames[with_video], None if body is None else body[with_video]
+            parts = tuple(part[with_video] for part in parts)
+            body = None if body is None else body[with_video]
             indexed = None if indexed is None else indexed[with_video]
-        n, t = frames.shape[:2]
+        n = len(parts[0])
         if not n:
             assert has_video is not None
             places = self.visual.positional_embedding
             return places.new_zeros(len(has_video), t, *places.shape), pose, all_bodies
-        x = self.visual.embed(self._normalise(frames), indexed)
+        if isinstance(frames, Tensor):
+            parts = self.visual.observe(self._normalise(parts[0]))
+        x = self.visual.embed([part.float() for part in parts], indexed)
         for i, (block, adapters) in enumerate(
             zip(blocks, adapter_pairs(self.video_adapters, config.layers), strict=True)
         ):
@@ -309,23 +329,6 @@ class PeVL(nn.Module):
         x = x + attended if adapters is None else x + attended + adapters["time"](attended)
         flat = rearrange(x, "n s g d -> (n s) g d")
         return rearrange(block(flat, adapters), "(n s) g d -> n s g d", s=s), flat
-
-    def _weigh_body(self, block: Block | None, flat: Tensor, joints: Tensor) -> Tensor:
-        """M at the video's frames, (N, T, P), from the class token's attention to the joints.
-
-        ``block`` None: the model has no pose block; all visible joints weigh the same.
-
-        Differs: the paper says only "weights of all body joints from the last layer of Pose
-        Encoder" (Sec. 3.2.1). Here they are that layer's attention within a frame, of the class
-        token to each visible joint, mean of the heads, before the residual sum.
-        """
-        weights = joints[..., 2]
-        if block is not None:
-            attention = block.class_attention(flat)[:, 1:]
-            weights = weights * rearrange(attention, "(n s) j -> n s j", s=joints.shape[1])
-        middle = slice(1, None, 3)  # the middle frames of the 16 triples of 48
-        grid = (self.config.grid, self.config.grid)
-        return patch_weights(joints[:, middle, :, :2], weights[:, middle], grid)
 
     # -- matching -----------------------------------------------------------------------------
 

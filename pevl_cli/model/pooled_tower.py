@@ -5,6 +5,8 @@ A test compares them with open_clip's `encode_image`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -80,11 +82,16 @@ class PooledTower(nn.Module):
             rotary = rotary_embedding(config.grid, config.trained_grid, channels)
         self.register_buffer("rotary", rotary, persistent=False)
 
-    def embed(self, frames: Tensor, joints: Tensor | None = None) -> Tensor:
-        """Normalised frames (N, T, 3, H, W) -> tokens (N·T, n, d): class token, if any, and
-        patches. ``joints`` are not used.
+    def observe(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Normalised frames (N, T, 3, H, W), as they are."""
+        return (frames,)
+
+    def embed(self, observed: Sequence[Tensor], joints: Tensor | None = None) -> Tensor:
+        """The frames that `observe` gives -> tokens (N·T, n, d): class token, if any, and patches.
+
+        ``joints`` are not used.
         """
-        patches = self.conv1(rearrange(frames, "n t c h w -> (n t) c h w"))
+        patches = self.conv1(rearrange(observed[0], "n t c h w -> (n t) c h w"))
         # The residual stream, in float32 from here on.
         x = rearrange(patches, "n d r c -> n (r c) d").to(self.positional_embedding.dtype)
         if self.class_embedding is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pevl_cli.model.body_streams import BodyMeasures, BodyStreams
 from pevl_cli.model.config import HEATMAP_PX, ModelConfig
 
 # Standard deviation of a joint's Gaussian: PoseConv3D's 0.6 px, on a grid twice as fine.
@@ -17,15 +17,15 @@ class PoseEmbedding(nn.Module):
     """Joints to tokens, (N, S, J, 3) -> (N, S, 1 + J, d): a linear map of each joint, a learned
     joint and time embedding, and a class token per frame.
 
-    ``pose_features="body"`` adds features that a small model cannot learn from a few hundred clips:
-    to each joint's token, the offsets to all other joints and its motion; to each class token,
-    two convolutions over time of features of the whole body (distances between joints and their
-    motion, as in DD-Net, Yang et al. 2019).
+    ``pose_features`` "body" and "streams" add features that a small model cannot learn from a few
+    hundred clips: to each joint's token, the offsets to all other joints and its motion; to each
+    class token, features of the whole body. "body": two convolutions over time of distances between
+    joints and their motion, as in DD-Net (Yang et al. 2019); "streams": `BodyStreams`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.body = config.pose_features == "body"
+        self.body = config.has_body_features
         width, joints = config.width, config.joints
         size = 3 + (2 + 2 * joints + 4 if self.body else 0)
         self.joint = nn.Linear(size, width)
@@ -33,7 +33,9 @@ class PoseEmbedding(nn.Module):
         self.joint_embedding = nn.Parameter(scale * torch.randn(joints + 1, width))
         self.time_embedding = nn.Parameter(scale * torch.randn(config.pose_frames, width))
         self.norm = nn.LayerNorm(width)
-        if self.body:
+        if config.pose_features == "streams":
+            self.frame: nn.Module = BodyStreams(config)
+        elif self.body:
             self.frame = nn.Sequential(
                 nn.Conv1d(joints * 7 + joints * joints, 2 * width, 1, bias=False),
                 nn.BatchNorm1d(2 * width),
@@ -53,17 +55,25 @@ class PoseEmbedding(nn.Module):
         # The coordinates of a joint that is not visible, also NaN, must have no effect.
         joints = torch.cat([torch.where(visible > 0, joints[..., :2], 0), visible], -1)
         if self.body:
-            motion, offsets = _body_features(joints)
-            tokens = self.joint(torch.cat([joints, motion, offsets.flatten(-2)], -1))
-            distances = offsets.square().sum(-1).add(1e-6).sqrt()
-            body = torch.cat([motion.flatten(2), visible.flatten(2), distances.flatten(2)], -1)
-            class_token = self.frame(body.transpose(1, 2)).transpose(1, 2)[:, :, None]
+            measures = BodyMeasures(joints)
+            motion = torch.cat([measures.relative, *measures.motion.values()], -1)
+            tokens = self.joint(torch.cat([joints, motion, measures.offsets.flatten(-2)], -1))
+            class_token = self._class_token(measures, motion)[:, :, None]
         else:
             tokens = self.joint(joints)
             class_token = torch.zeros_like(tokens[:, :, :1])
         tokens = torch.cat([class_token, tokens], 2) + self.joint_embedding
         tokens = tokens + self.time_embedding[: tokens.shape[1], None]
         out: Tensor = self.norm(tokens)
+        return out
+
+    def _class_token(self, measures: BodyMeasures, motion: Tensor) -> Tensor:
+        """Features of the whole body: motion (N, S, J, 6) -> (N, S, d)."""
+        if isinstance(self.frame, BodyStreams):
+            return self.frame(measures)
+        parts = motion, measures.visible, measures.distances
+        body = torch.cat([part.flatten(2) for part in parts], -1)
+        out: Tensor = self.frame(body.transpose(1, 2)).transpose(1, 2)
         return out
 
 
@@ -108,26 +118,3 @@ def heatmaps(joints: Tensor) -> Tensor:
     distance = (centre - point[..., None]) * (HEATMAP_PX / HEATMAP_SIGMA_PX)
     x, y = (-distance.square() / 2).exp().unbind(-2)
     return (y * joints[..., 2:])[..., :, None] * x[..., None, :]
-
-
-def _body_features(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, S, J, 3) -> (N, S, J, 6) and (N, S, J, J, 2), in units of the body's size over the clip.
-
-    First: position relative to the body's centre, displacements over 1 and 3 frames. Second:
-    offsets to every other joint. 0 if a joint of the value is not visible.
-    """
-    point, visible = joints[..., :2], joints[..., 2:]
-    count = visible.sum(2, keepdim=True).clamp_min(1)
-    centre = (point * visible).sum(2, keepdim=True) / count
-    relative = (point - centre) * visible
-    spread = relative.square().sum((-1, -2)).div(count[..., 0, 0]).sqrt()  # (N, S)
-    has_person = visible.amax((-1, -2))
-    size = (spread * has_person).sum(1) / has_person.sum(1).clamp_min(1)
-    size = size.clamp_min(0.02)[:, None, None, None]
-    both = visible[:, :, None] * visible[..., None, :]
-    offsets = (point[:, :, None] - point[:, :, :, None]) * both / size[..., None]
-    steps = []
-    for lag in (1, 3):
-        step = (point[:, lag:] - point[:, :-lag]) * visible[:, lag:] * visible[:, :-lag]
-        steps.append(F.pad(step, (0, 0, 0, 0, lag, 0)) * (2 / lag**0.5))
-    return torch.cat([relative / size, *(s / size for s in steps)], -1), offsets

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pevl_cli.errors import PevlError
+from pevl_cli.labels import DEFAULT_PROMPT
 from pevl_cli.model.config import ModelConfig
-from pevl_cli.weights import find_tokenizer
+from pevl_cli.weights import WORD_PIECES, find_tokenizer
 
 GEMMA_PADDING, GEMMA_END = 0, 1
 GEMMA_SPECIAL = {GEMMA_PADDING, GEMMA_END, 2}  # 2: start
@@ -28,12 +29,17 @@ def tokenise(texts: Sequence[str], config: ModelConfig) -> Tensor:
     each word to one of ``vocab_size`` ids by its hash: it needs no file and no import, and works
     for any language. Longer texts are cut to ``context_length``. "gemma" is SigLIP 2's vocabulary,
     from a file; its texts are padded to ``context_length``. PevlError if the file is missing.
+    "pieces" are the English word pieces with bundled vectors; what is no piece is left out.
     """
     if config.tokenizer == "gemma":
         file = find_tokenizer()
         return torch.stack([_gemma_ids(text, config.context_length, file) for text in texts])
     if config.tokenizer == "clip":
         rows = [_clip_ids(text, config.context_length) for text in texts]
+    elif config.tokenizer == "pieces":
+        rows = [_piece_ids(text, config.context_length) for text in texts]
+        longest = max(int((row > 0).sum()) for row in rows)
+        return torch.stack(rows)[:, : max(longest, 1)].contiguous()
     else:
         rows = [_word_ids(text, config.context_length, config.vocab_size) for text in texts]
     ids = torch.stack(rows)
@@ -71,12 +77,8 @@ def _gemma_ids(text: str, length: int, file: Path) -> Tensor:
 
 @cache
 def _gemma(file: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise PevlError(
-            "SigLIP 2 needs the package tokenizers for its texts: pip install 'pevl[siglip]'."
-        ) from error
+    from tokenizers import Tokenizer
+
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare exceptions
@@ -91,3 +93,30 @@ def _word_ids(text: str, length: int, vocab_size: int) -> Tensor:
     ids = torch.zeros(length, dtype=torch.long)
     ids[: len(words) + 2] = torch.tensor([1, *codes, vocab_size - 1])
     return ids
+
+
+@lru_cache(KEPT_TEXTS)
+def _piece_ids(text: str, length: int) -> Tensor:
+    """Ids of one text, (length,): the number of each known word piece, then 0.
+
+    Without the words of the default prompt, which are the same in all texts.
+    """
+    before, after = DEFAULT_PROMPT.split("{text}")
+    text = text.removeprefix(before).removesuffix(after)
+    codes = [i for i in _pieces().encode(text.replace("_", " ")).ids if i][:length]
+    ids = torch.zeros(length, dtype=torch.long)
+    ids[: len(codes)] = torch.tensor(codes, dtype=torch.long)
+    return ids
+
+
+@cache
+def _pieces() -> Any:
+    """The word-piece tokenizer of the bundled list; piece 0 stands for an unknown word."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    pieces = WORD_PIECES.read_text(encoding="utf-8").splitlines()
+    model = models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token=pieces[0])
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from pevl_cli.model.adapters import Block
 from pevl_cli.model.precision import full_precision
 
 
@@ -32,6 +33,26 @@ def patch_weights(joints: Tensor, weights: Tensor, grid: tuple[int, int]) -> Ten
     mask = mask.scatter_add(-1, row * columns + column, used)
     total = mask.sum(-1, keepdim=True)
     return torch.where(total > 0, mask / total.clamp_min(torch.finfo(mask.dtype).tiny), 0.0)
+
+
+def body_weights(
+    block: Block | None, flat: Tensor, joints: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """M of Eq. (1) at the video's frames: joints (N, S, J, 3) -> (N, T, P).
+
+    ``block``, the last of the pose encoder, and its input ``flat`` (N·S, 1 + J, d) give the weights
+    of the joints; None: the model has no pose block, and all visible joints weigh the same.
+
+    Differs: the paper says only "weights of all body joints from the last layer of Pose Encoder"
+    (Sec. 3.2.1). Here they are that layer's attention within a frame, of the class token to each
+    visible joint, mean of the heads, before the residual sum.
+    """
+    weights = joints[..., 2]
+    if block is not None:
+        attention = block.class_attention(flat)[:, 1:]
+        weights = weights * rearrange(attention, "(n s) j -> n s j", s=joints.shape[1])
+    middle = slice(1, None, 3)  # the middle frames of the 16 triples of 48
+    return patch_weights(joints[:, middle, :, :2], weights[:, middle], grid)
 
 
 def pose_guided_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:

@@ -32,6 +32,13 @@ class Layout:
         ]
 
     @property
+    def limbs(self) -> list[list[int]]:
+        """Joint indices of the outer part of each limb: elbow and wrist, or knee and ankle."""
+        ends = (("elbow", "wrist"), ("knee", "ankle"))
+        limbs = [(f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in ends]
+        return [[self.names.index(n) for n in limb if n in self.names] for limb in limbs]
+
+    @property
     def edge_indices(self) -> list[tuple[int, int]]:
         """The edges as pairs of joint indices."""
         return [(self.names.index(a), self.names.index(b)) for a, b in self.edges]

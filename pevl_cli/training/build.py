@@ -1,7 +1,8 @@
 """The initial model of a training run.
 
 Its weights come from a checkpoint (`init`); or from CLIP, with new adapters (`model.base` "clip");
-or they are random (`model.base` "none"), with the bundled pose network in a pose stem.
+or they are random (`model.base` "none"), with the bundled pose network in a pose stem, or I3D's
+downloaded weights in an I3D stem.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.model.clip_weights import load_clip
 from pevl_cli.model.config import ModelConfig
-from pevl_cli.model.mini.stem import PoseStem
+from pevl_cli.model.mini.i3d_weights import read_i3d
+from pevl_cli.model.mini.stem import I3DStem, PoseStem
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.detector import pose_network_layers
 from pevl_cli.training.settings import TrainSettings, load_settings
-from pevl_cli.weights import BUNDLED_WEIGHTS
+from pevl_cli.weights import BUNDLED_WEIGHTS, find_i3d
 
 DEFAULT_CLIP = {
     "vit-b-16": "ViT-B-16-quickgelu:openai",
@@ -43,10 +45,10 @@ NEW_PARTS: tuple[tuple[tuple[str, ...], Callable[[ModelConfig, ModelConfig], boo
         lambda new, old: new.pose and not old.pose,
     ),
     (("visual.body.",), lambda new, old: new.has_body_token and not old.has_body_token),
-    # Another stem; a pose stem has no weights in a model without video.
+    # Another stem; a pretrained stem has no weights in a model without video.
     (
         ("visual.conv1.",),
-        lambda new, old: new.stem != old.stem or (old.stem == "pose" and not old.video),
+        lambda new, old: new.stem != old.stem or (old.stem != "patch" and not old.video),
     ),
 )
 
@@ -66,7 +68,7 @@ def make_model(settings: TrainSettings, labels: LabelSet) -> tuple[PeVL, checkpo
     if config.base == "clip":
         return _from_clip(config, settings.clip)
     model = PeVL(config)
-    _fill_pose_stem(model)
+    _fill_stem(model)
     return model, None
 
 
@@ -106,7 +108,7 @@ def _from_checkpoint(
         part for parts, applies in NEW_PARTS if applies(config, old) for part in parts
     )
     if "visual.conv1." in new_parts:
-        _fill_pose_stem(model)
+        _fill_stem(model)
     kept = {name for name in model.state_dict() if not name.startswith(new_parts)}
     weights = start.state_dict()
     _load(model, {name: weights[name] for name in kept & weights.keys()}, kept, str(source))
@@ -128,11 +130,16 @@ def _load(model: PeVL, weights: dict[str, Tensor], expected: set[str], source: s
     model.load_state_dict(state | weights, strict=True)
 
 
-def _fill_pose_stem(model: PeVL) -> None:
-    """Load the weights of the bundled pose network into the frozen layers of a pose stem."""
-    if isinstance(model.visual.conv1, PoseStem):
-        network = pose_network_layers(BUNDLED_WEIGHTS)
-        model.visual.conv1.layers.load_state_dict(network.state_dict())
+def _fill_stem(model: PeVL) -> None:
+    """Load the pretrained weights of a stem: the bundled pose network's, or I3D's.
+
+    PevlError if I3D's have not been downloaded.
+    """
+    stem = model.visual.conv1
+    if isinstance(stem, PoseStem):
+        stem.layers.load_state_dict(pose_network_layers(BUNDLED_WEIGHTS).state_dict())
+    elif isinstance(stem, I3DStem):
+        stem.trunk.load_state_dict(read_i3d(find_i3d()))
 
 
 def load_settings_with_init(

@@ -14,8 +14,8 @@ from pevl_cli.metrics import Accuracy
 class Event:
     """Progress of training after a step or an epoch."""
 
-    stage: str  # "checking", "training", "validating"
-    done: int  # clips ("checking", "validating") or optimiser steps ("training")
+    stage: str  # "checking", "preparing", "training", "validating"
+    done: int  # clips ("checking", "validating"), views ("preparing") or steps ("training")
     total: int
     epoch: int = 0  # from 1
     loss: float | None = None

@@ -130,6 +130,33 @@ PRESETS: dict[str, dict[str, Any]] = {
             "stream_dropout": 0.1,
         },
     },
+    "mini-i3d": {
+        "optim": {
+            "epochs": 60,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "ema_decay": 0.98,
+            "balance": 0.5,
+        },
+        "augment": {
+            "scale": 0.15,
+            "turn_deg": 8.0,
+            "aspect": 0.2,
+            "shortest": 0.75,
+            "warp": 0.3,
+            "brightness": 0.25,
+            "contrast": 0.25,
+            "colour": 0.3,
+            "grey": 0.1,
+            "erase": 0.1,
+            "joint_noise": 0.004,
+            "joint_shift": 0.004,
+            "joint_dropout": 0.05,
+            "limb_dropout": 0.03,
+            "frame_dropout": 0.03,
+            "stream_dropout": 0.15,
+        },
+    },
 }
 
 # Changes for a new pose-only `mini`. Attention over joints overfits to the people of a few hundred
@@ -214,7 +241,7 @@ def _parse_assignment(assignment: str) -> tuple[str, Any]:
 def for_pose_only(config: ModelConfig) -> ModelConfig:
     """The config of a new pose-only model; fields that differ from the preset are kept."""
     changes: dict[str, object] = {"video": False}
-    if config.base == "none" and config.name in CONFIGS and config.pose_features == "body":
+    if config.base == "none" and config.name in CONFIGS and config.has_body_features:
         preset = CONFIGS[config.name]
         changes |= {k: v for k, v in POSE_ONLY.items() if getattr(config, k) == getattr(preset, k)}
     return config.model_copy(update=changes)

@@ -18,7 +18,7 @@ from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy
 from pevl_cli.model.calibration import Calibration
-from pevl_cli.model.mini.stem import PoseStem
+from pevl_cli.model.mini.stem import frozen_network
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.weights_file import state_digest
 from pevl_cli.training import run_folder
@@ -170,21 +170,22 @@ def run_conditions(
     for item, label in zip(clips.items, clips.labels, strict=True):
         digest.update(repr((item, label)).encode())
     digest.update(repr(labels).encode())
-    stem = model.visual.conv1
-    network = state_digest(stem.layers.state_dict()) if isinstance(stem, PoseStem) else None
+    network = frozen_network(model.visual.conv1)
     return {
         "the training clips (as a hash)": digest.hexdigest(),
         "the number of steps an epoch": epoch_steps,
         "the number of processes": processes,
         "the precision": precision,
-        "the stem's pose network (as a hash)": network,
+        "the stem's frozen network (as a hash)": (
+            None if network is None else state_digest(network.state_dict())
+        ),
     }
 
 
 def learned_weights(model: PeVL) -> dict[str, Tensor]:
     """Trainable parameters and buffers: name -> tensor (…, n) of any shape.
 
-    Without weights that never change: a frozen base, the layers of the pose stem.
+    Without weights that never change: a frozen base, the frozen network of a stem.
     """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}

@@ -54,16 +54,18 @@ class BatchLoss(nn.Module):
         classes: Tensor,
         labels: Tensor,
         clips: Tensor,
+        observed: tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and S (N, C) of all N clips.
 
-        frames, joints, has_video: the part of this process; prompts, classes, labels: of the whole
-        batch, as in `Targets`; clips (N,) int: the same number for a clip that occurs twice.
+        frames, joints, has_video, observed: the part of this process; prompts, classes, labels: of
+        the whole batch, as in `Targets`; clips (N,) int: the same number for a clip that occurs
+        twice.
         """
         texts = self.model.encode_text(prompts)
         if self.model.text is None:
             texts = texts[classes]
-        batch = Batch(frames, joints, has_video)
+        batch = Batch(frames, joints, has_video, observed)
         return self.model.loss(batch, texts, labels, self._gather, clips)
 
 

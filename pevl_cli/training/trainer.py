@@ -12,11 +12,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pevl_cli.data.batches import AugmentedClips, BatchPlan, load_batches
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.loader import worker_count
+from pevl_cli.data.observations import Observations
 from pevl_cli.errors import PevlError
 from pevl_cli.labels import LabelSet
 from pevl_cli.metrics import Accuracy
@@ -32,7 +33,12 @@ from pevl_cli.training.engine import (
     make_fabric,
     training_precision,
 )
-from pevl_cli.training.optimiser import make_optimiser, make_schedule, steps_per_epoch
+from pevl_cli.training.optimiser import (
+    growing_average,
+    make_optimiser,
+    make_schedule,
+    steps_per_epoch,
+)
 from pevl_cli.training.progress import Event, Listener, Result, ignore_event
 from pevl_cli.training.settings import TrainSettings
 from pevl_cli.training.state import (
@@ -44,7 +50,9 @@ from pevl_cli.training.state import (
 )
 from pevl_cli.training.step import BatchLoss, StepResult, choose_targets, seed_step
 from pevl_cli.training.validation import Validation, Validator
+from pevl_cli.training.views import prepare_views, remove_views
 
+MAX_STUCK_STEPS = 50
 VALIDATIONS = 30  # approximate number of validations of a run without early stopping
 
 
@@ -94,7 +102,7 @@ class Trainer:
         self.batch_loss, self._fabric_optimiser = self.fabric.setup(loss, self.optimiser)
         self.averaged: AveragedModel | None = None
         if settings.optim.ema_decay:
-            average = get_ema_multi_avg_fn(settings.optim.ema_decay)
+            average = growing_average(settings.optim.ema_decay)
             self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         processes = local_processes(settings)
         self.workers = worker_count(settings.data.workers, self.fabric.device.type, processes)
@@ -106,6 +114,7 @@ class Trainer:
             None  # the last validation, until prototypes are added
         )
         self._resumed_s = self._started_s = self._saved_s = 0.0
+        self._stuck = 0  # steps in a row without a finite gradient
 
     @property
     def tested_model(self) -> PeVL:
@@ -147,7 +156,13 @@ class Trainer:
             progress = self.progress
         self._resumed_s, self._started_s = progress.seconds, time.monotonic()
         plan = self._batch_plan(train_clips)
-        batches = self._batches(train_clips, plan)
+        uses = total * optim.batch_size * optim.accumulate
+        with self.test_precision():
+            observed = prepare_views(
+                *(self.model, train_clips, self.augmentation, self.settings, self.fabric),
+                *(uses, self.workers, self.listener),
+            )
+        batches = self._batches(train_clips, plan, observed)
         if state is None:
             self._save_state()  # so that an interrupted first epoch can be continued
         interrupted = stopped_early = False
@@ -165,6 +180,7 @@ class Trainer:
             interrupted = True
         finally:
             self.validator.close()
+            remove_views(self.settings)
             for logger in self.fabric.loggers:
                 logger.finalize("success")
         self._save_checkpoint("last")
@@ -225,6 +241,7 @@ class Trainer:
                     *(batch.frames, batch.joints, batch.has_video, targets.prompts),
                     *(targets.classes.to(fabric.device), targets.labels.to(fabric.device)),
                     same_clip.to(fabric.device),
+                    batch.observed,
                 )
                 value = float(loss.detach())
                 if not np.isfinite(value):
@@ -240,12 +257,19 @@ class Trainer:
         return StepResult(total, right, clips, wait_s)
 
     def _update_weights(self) -> None:
-        self.fabric.clip_gradients(
+        norm = self.fabric.clip_gradients(
             self.batch_loss,
             self._fabric_optimiser,
             max_norm=self.settings.optim.clip_norm,
             error_if_nonfinite=False,
         )
+        # Half precision skips single steps; without a finite norm no weight ever moves.
+        self._stuck = 0 if norm is None or norm.isfinite() else self._stuck + 1
+        if self._stuck >= MAX_STUCK_STEPS:
+            raise PevlError(
+                f"training stands still: the gradient was not finite in {self._stuck} steps; lower "
+                "the learning rate (--learning-rate), or use --precision fp32."
+            )
         self._fabric_optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.model.limit_temperatures()
@@ -325,8 +349,11 @@ class Trainer:
         plan.rank, plan.world = self.fabric.global_rank, self.fabric.world_size
         return plan
 
-    def _batches(self, clips: Clips, plan: BatchPlan) -> Iterator[Batch]:
-        augmented = AugmentedClips(clips, self.augmentation, self.settings.run.seed)
+    def _batches(
+        self, clips: Clips, plan: BatchPlan, observations: Observations | None
+    ) -> Iterator[Batch]:
+        seed = self.settings.run.seed
+        augmented = AugmentedClips(clips, self.augmentation, seed, observations)
         return load_batches(augmented, plan, self.workers)
 
     # -- what is stored -------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from pevl_cli.metrics import Accuracy, accuracy
 from pevl_cli.model.calibration import Calibration, fit_calibration
 from pevl_cli.model.config import ModelConfig
 from pevl_cli.model.features import Batch, Texts
+from pevl_cli.model.mini.stem import frozen_network
 from pevl_cli.model.pevl import PeVL
 from pevl_cli.model.sgmc import Similarities
 
@@ -34,6 +35,7 @@ from pevl_cli.model.sgmc import Similarities
 # validation clips, so that prototypes do not take longer than the validation.
 PROTOTYPE_CLIPS = 8
 BATCH = 16
+MAX_KEPT_BYTES = 1 << 30  # of what a frozen stem makes of clips, kept between validations
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,14 @@ class Validator:
         self.labels, self.fabric, self.precision = labels, fabric, precision
         self.workers = workers
         self._loader: Loader[Item, list[Batch]] | None = None  # from the first validation on
+        # Views of clips as a frozen stem sees them, which no later validation needs to read again.
+        self._kept: dict[Item, list[Batch]] = {}
+        self._kept_bytes = 0
 
     def close(self) -> None:
-        """End the loader processes; a later validation starts new ones."""
+        """End the loader processes and forget the clips; a later validation reads them anew."""
         self._loader = None
+        self._kept, self._kept_bytes = {}, 0
 
     @torch.inference_mode()
     def test(self, model: PeVL, clips: Clips) -> Validation | None:
@@ -143,7 +149,22 @@ class Validator:
             flip = flips_at_test(model, self.labels)
             reader = ViewReader(clips, model.config, flip)
             self._loader = Loader(reader, workers=self.workers, detector=clips.detector)
-        return self._loader.over([clips.items[i] for i in indices])
+        items = [clips.items[i] for i in indices]
+        keeps = model.config.video and frozen_network(model.visual.conv1) is not None
+        read = iter(self._loader.over([item for item in items if item not in self._kept]))
+        kept = {item: self._kept[item] for item in items if item in self._kept}
+        for item in items:
+            if item in kept:
+                yield kept[item]
+                continue
+            views = next(read)
+            if keeps and not isinstance(views, Unreadable):
+                with self.precision():
+                    views = [model.observe(view.to(model.device)).to("cpu") for view in views]
+                if self._kept_bytes < MAX_KEPT_BYTES:
+                    self._kept[item] = views
+                    self._kept_bytes += sum(p.nbytes for view in views for p in view.observed or ())
+            yield views
 
     def _interleave(self, rows: Tensor) -> Tensor:
         """Join the rows (n, …) of all processes in the order of the clips."""

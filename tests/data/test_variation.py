@@ -13,6 +13,7 @@ from pevl_cli.data.samples import Sample, collate, make_sample, view
 from pevl_cli.data.variation import augment_sample
 from pevl_cli.labels import LabelSet
 from pevl_cli.model.config import ModelConfig
+from pevl_cli.pose.skeletons import LAYOUTS
 from pevl_cli.training.settings import load_settings
 from pevl_cli.training.trainer import Trainer
 
@@ -20,17 +21,17 @@ from pevl_cli.training.trainer import Trainer
 @pytest.mark.parametrize("crop", ["follow", "full"])
 @pytest.mark.parametrize(
     "change",
-    [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {}],
-    ids=["mirrored", "scaled", "turned", "shifted", "all"],
+    [{"mirror": True}, {"scale": 0.3}, {"turn_deg": 25.0}, {"shift": 0.1}, {"aspect": 0.2}, {}],
+    ids=["mirrored", "scaled", "turned", "shifted", "stretched", "all"],
 )
 def test_variations_move_joints_and_pictures_together(change: dict[str, float], crop: str) -> None:
-    strong = {"mirror": True, "scale": 0.2, "turn_deg": 12.0, "shift": 0.08}
+    strong = {"mirror": True, "scale": 0.2, "turn_deg": 12.0, "shift": 0.08, "aspect": 0.1}
     augmentation = Augmentation(**{**vars(STILL), **(change or strong)})
     config = config_of(crop)
     sample = make_sample(*painted(at=(160, 100), step=(1.0, 0.5)), config)
     still = view(sample, config)
     changed = turned = 0
-    for seed in range(6):
+    for seed in range(10):
         batch = augment_sample(sample, config, augmentation, np.random.default_rng(seed))
         assert batch.joints is not None and still.joints is not None
         # A mirror image shows the dots in each other's colours.
@@ -144,3 +145,37 @@ def test_labels_that_name_a_side_are_never_mirrored(
     given = {"data.dataset": ".", "run.tracker": "none", "run.device": "cpu"}
     trainer = Trainer(tiny_model(), labels, load_settings("mini", given))
     assert trainer.augmentation.mirror is mirrors
+
+
+def test_time_runs_forward_at_a_changing_speed() -> None:
+    still = {**vars(STILL), "warp": 0.6}
+    sample = make_sample(*painted(at=(160, 100), step=(1.0, 0.0)), config_of("full"))
+    places = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        batch = augment_sample(sample, config_of("full"), Augmentation(**still), rng)
+        assert batch.joints is not None
+        steps = batch.joints[0, 1:, 0, 0] - batch.joints[0, :-1, 0, 0]
+        assert (steps >= -1e-6).all()  # the picture moves to the right throughout
+        places.append(steps)
+    assert any(float(s.max()) > 2 * float(s.mean()) for s in places)
+
+
+def test_limbs_and_frames_are_lost_as_a_whole() -> None:
+    sample = make_sample(*painted(at=(160, 100), step=(1.0, 0.0)), config_of("full"))
+    config = config_of("full")
+
+    def seen(change: dict[str, float]) -> np.ndarray:
+        changed = Augmentation(**{**vars(STILL), **change})
+        batch = augment_sample(sample, config, changed, np.random.default_rng(3))
+        assert batch.joints is not None
+        return batch.joints[0, :, :, 2].numpy() > 0
+
+    whole = seen({})
+    names = LAYOUTS[config.layout].names
+    limb = [names.index("left_elbow"), names.index("left_wrist")]
+    without = seen({"limb_dropout": 1.0})
+    assert whole[:, limb].any() and not without[:, limb].any()
+    assert (without[:, names.index("nose")] == whole[:, names.index("nose")]).all()
+    frames = seen({"frame_dropout": 0.5}).any(1)
+    assert whole.any(1).sum() > frames.sum() > 0

@@ -93,7 +93,7 @@ def test_patch_tokens_are_row_major(class_token: str) -> None:
     changed = frames.clone()
     changed[:, :, :, 4:12, 36:44] = 1.0  # upper right
     with torch.no_grad():
-        moved = model.visual.embed(changed) - model.visual.embed(frames)
+        moved = model.visual.embed([changed]) - model.visual.embed([frames])
     per_patch = moved[0, 1:].norm(dim=-1)
     assert (moved[0, 0].abs().max() > 1e-5) == (class_token == "body")
     assert per_patch.argmax() == 2

@@ -176,13 +176,3 @@ def test_siglip_without_its_vocabulary_says_what_is_missing(
     monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path / "damaged.json"))
     with pytest.raises(PevlError, match=r"damaged.json: not a tokenizer.json, or damaged"):
         tokenise(["turn"], config)
-
-
-def test_siglip_without_the_package_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    monkeypatch.setenv(TOKENIZER_VARIABLE, str(tmp_path))
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(PevlError, match=r"pip install 'pevl\[siglip\]'"):
-        tokenise(["turn"], gemma_config())

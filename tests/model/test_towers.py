@@ -64,7 +64,7 @@ def test_one_block_of_the_full_size_is_open_clips(
         ]
         assert norms[0] == norms[1]
     frames = torch.rand(1, 2, 3, config.image_size, config.image_size)
-    tokens = image.embed(frames)
+    tokens = image.embed(image.observe(frames))
     tokens = image.transformer.blocks[0](tokens, None, None, image.rotary)
     close(image.frame_feature(tokens), clip.encode_image(frames[0]))
     ids = torch.randint(3, 40000, (2, config.context_length))

@@ -31,14 +31,15 @@ def test_pose_stem_takes_the_networks_layers_of_the_picture_as_it_was() -> None:
     picture[..., 8:24, 72:88] = 1.0  # upper right
     mean, std = (v[:, None] for v in (stem.mean, stem.std))
     with torch.no_grad():
-        tokens, maps = stem((picture - mean) / std)
+        tokens, maps = stem(stem.observe((picture - mean) / std))
         last = picture[:, :, 0]
         for layer in network:
             last = layer(last)
         assert tokens.shape == (1, sum([64, 128, 128, 128, 256]), 1, GRID, GRID)
         torch.testing.assert_close(tokens[0, -256:, 0], last[0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(maps[-1], last, atol=1e-4, rtol=1e-4)
-        moved = tokens - stem((torch.full_like(picture, 0.5) - mean) / std)[0]
+        grey = torch.full_like(picture, 0.5)
+        moved = tokens - stem(stem.observe((grey - mean) / std))[0]
     near = moved[0, :64, 0].norm(dim=0)  # the first layer that is used sees 20 pixels around
     assert near.flatten().argmax() == 2 and near[2, 0] < 1e-3 * near[0, 2]
 
