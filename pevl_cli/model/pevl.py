@@ -279,14 +279,13 @@ class PeVL(nn.Module):
             parts = tuple(part[with_video] for part in parts)
             body = None if body is None else body[with_video]
             indexed = None if indexed is None else indexed[with_video]
-        n = len(parts[0])
+        n, places = len(parts[0]), self.visual.positional_embedding
         if not n:
             assert has_video is not None
-            places = self.visual.positional_embedding
             return places.new_zeros(len(has_video), t, *places.shape), pose, all_bodies
         if isinstance(frames, Tensor):
             parts = self.visual.observe(self._normalise(parts[0]))
-        x = self.visual.embed([part.float() for part in parts], indexed)
+        x = self.visual.embed([part.to(places.dtype) for part in parts], indexed)
         for i, (block, adapters) in enumerate(
             zip(blocks, adapter_pairs(self.video_adapters, config.layers), strict=True)
         ):

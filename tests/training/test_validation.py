@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import J, S, tiny_config, tiny_model
-from tiny_runs import SMALL, settings_of
+from tiny_runs import FAST, SMALL, settings_of
 
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import Item, read_manifest
@@ -91,7 +91,8 @@ def test_the_same_processes_read_all_validations_and_prototypes(
     record = tmp_path / "read_by.txt"
     monkeypatch.setenv("READ_BY", str(record))
     manifest = read_manifest(moves)
-    settings = settings_of(moves, tmp_path / "run", data__workers=workers)
+    # What a frozen stem makes of a clip is kept; this stem is not frozen.
+    settings = settings_of(moves, tmp_path / "run", data__workers=workers, **FAST)
     train_clips, val_clips = (
         RecordingClips(manifest.in_split(split), manifest.labels.names, settings.model, None, 0)
         for split in ("train", "val")
