@@ -159,6 +159,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# For a `mini` that starts from a checkpoint (--init): it knows most already, and a few clips
+# are learnt in 60 steps (benchmarks/teach.py).
+FROM_MINI: dict[str, Any] = {"optim": {"epochs": 20, "batch_size": 8, "min_steps": 60}}
+
 # Changes for a new pose-only `mini`. Attention over joints overfits to the people of a few hundred
 # clips, and the maximum finds the moment in which two strokes differ (benchmarks/README.md).
 POSE_ONLY = {"pose_layers": 0, "pose_pool": "max"}
@@ -214,6 +218,8 @@ def load_settings(
     if base is None and isinstance(model, dict) and model.get("video") is False:
         start = for_pose_only(start)
     recipe = PAPER if chosen.get("recipe") == "paper" else PRESETS.get(start.name, {})
+    if base is not None and base.base == "none" and recipe is not PAPER:
+        recipe = _merge(recipe, FROM_MINI)
     tree = _merge(_merge({"model": start.model_dump()}, recipe), chosen)
     try:
         settings = TrainSettings.model_validate(tree)

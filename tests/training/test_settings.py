@@ -184,3 +184,14 @@ def test_a_new_mini_without_video_reads_poses_in_its_own_way() -> None:
     for name, given in (("mini", {}), ("vit-b-16", {"model.video": False})):
         other = load_settings(name, {"data.dataset": ".", **given}).model
         assert (other.pose_layers, other.pose_pool) == (None, "mean")
+
+
+def test_a_start_from_a_checkpoint_of_mini_is_shorter_and_options_win() -> None:
+    start = {"data.dataset": "clips.csv", "init": "somewhere"}
+    new = load_settings("mini", {"data.dataset": "clips.csv"}).optim
+    onward = load_settings("mini", start, base=CONFIGS["mini"]).optim
+    assert (onward.epochs, onward.batch_size, onward.min_steps) == (20, 8, 60)
+    assert onward.lr == new.lr and onward.epochs < new.epochs
+    assert load_settings("mini", start, ["optim.epochs=7"], CONFIGS["mini"]).optim.epochs == 7
+    clip = load_settings("vit-b-16", start, base=CONFIGS["vit-b-16"]).optim
+    assert clip.epochs != 20
