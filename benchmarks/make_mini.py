@@ -1,15 +1,15 @@
 """Put together what `pevl-mini` learns from: real clips with video, and clips of which there are
 poses only.
 
-    python benchmarks/make_mini.py data CLIPS --out DIR \\
-      --pose-weights yolo11n-pose.pt pevl-pose
-    python benchmarks/make_mini.py start pevl-mini --to DIR/start
-    pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt ...
-    python benchmarks/make_mini.py ship CLIPS RUN/best RUN/last --made DIR \\
+    python benchmarks/make_mini.py data CLIPS --out DIR --pose-weights yolo11n-pose.pt pevl-pose
+    pevl train --dataset DIR/clips.csv --poses DIR/poses --labels benchmarks/mini.txt \\
+      --config mini-i3d --set model.train_stem=true --out RUN
+    python benchmarks/make_mini.py ship CLIPS RUN/last --folds DIR/?.npz --made DIR \\
       --to pevl_cli/assets/checkpoints/pevl-mini
 
-(the whole command and what came of it: benchmarks/README.md). Every clip with video is listed once
-for each detector, so that the model learns the joints of both. Only train and val parts are read.
+Every clip with video is listed once for each detector, so that the model learns the joints of both.
+DIR/fold0.csv and so on are the same clips, those of one fold's sources as split "test", for
+benchmarks/sources.py, which makes DIR/?.npz. Only train and val parts are read.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sources import FOLDS, PROTOTYPE_CLIPS, Fold, deal_sources, fit_folds
+from sources import FOLDS, Fold, deal_sources, fit_folds, prototypes
 from torch import Tensor
 
 from pevl_cli.cache import atomic_write
 from pevl_cli.data import extract
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.manifest import read_manifest
-from pevl_cli.data.samples import view
 from pevl_cli.data.sets.pyskl import read_pyskl
-from pevl_cli.matching import normalise_prototypes, sum_video_features
 from pevl_cli.model import checkpoint
 from pevl_cli.pose.files import read_poses
 from pevl_cli.weights import find_weights
@@ -183,9 +181,7 @@ def ship(arguments: argparse.Namespace) -> None:
     poses = read_poses(arguments.made / "poses", None)
     listed = read_manifest(arguments.made / "clips.csv")
     shown = Clips(listed.in_split("train"), labels.names, facts.model, None, poses=poses)
-    shown.keep(shown.draw_examples(PROTOTYPE_CLIPS, 0))
-    views = ((shown.labels[i], view(shown[i], facts.model)) for i in range(len(shown)))
-    model.prototypes = normalise_prototypes(sum_video_features(model, views, len(labels)))
+    model.prototypes = prototypes(model, shown, len(labels))
     calibration = fit_folds([Fold.read(file) for file in arguments.folds])
     sets = [read_manifest(arguments.data / name) for name in VIDEOS]
     sets += [read_pyskl(arguments.data / file, None, None) for file in PICKLES.values()]

@@ -5,7 +5,7 @@
     python benchmarks/sources.py score DIR/fold0.csv DIR/run0/last --poses DIR/poses --out DIR/0.npz
     python benchmarks/sources.py report DIR/?.npz
 
-The protocol by which every default is chosen: field2's sources (gyms, courts, cameras) are dealt
+The protocol by which defaults are to be chosen: field2's sources (gyms, courts, cameras) are dealt
 into FOLDS folds, whole sources at a time; a model learns from all but one and is tested on the
 clips of this one. They are named among all labels that the model knows.
 """
@@ -38,6 +38,7 @@ from pevl_cli.matching import (
 from pevl_cli.metrics import intervals, reliability
 from pevl_cli.model import checkpoint
 from pevl_cli.model.calibration import Calibration, fit_calibration
+from pevl_cli.model.pevl import PeVL
 from pevl_cli.pose.files import read_poses
 
 FOLDS = 4
@@ -105,13 +106,7 @@ def score(arguments: argparse.Namespace) -> None:
     near = None
     if facts.model.video:
         shown = Clips(listed.in_split("train"), labels.names, facts.model, None, poses=poses)
-        shown.keep(shown.draw_examples(PROTOTYPE_CLIPS, 0))
-        loader = Loader(shown.__getitem__, range(len(shown)), workers, None)
-        loaded = zip(shown.labels, loader, strict=True)
-        views = ((label, view(sample, facts.model)) for label, sample in loaded)
-        near = found.prototype_similarity(
-            normalise_prototypes(sum_video_features(model, views, len(labels)))
-        )
+        near = found.prototype_similarity(prototypes(model, shown, len(labels)))
     np.savez(
         arguments.out,
         similarities=found.values.numpy(),
@@ -124,6 +119,15 @@ def score(arguments: argparse.Namespace) -> None:
     )
     right = found.values.nanmean(1).argmax(1) == torch.tensor(clips.labels)
     print(f"{arguments.out}: {len(clips)} clips, top-1 {right.double().mean():.1%}")
+
+
+def prototypes(model: PeVL, clips: Clips, labels: int) -> Tensor:
+    """The mean video feature of up to PROTOTYPE_CLIPS clips of each label, (C, e)."""
+    clips.keep(clips.draw_examples(PROTOTYPE_CLIPS, 0))
+    workers = worker_count(None, str(model.device))
+    loaded = zip(clips.labels, Loader(clips.__getitem__, range(len(clips)), workers), strict=True)
+    views = ((label, view(sample, model.config)) for label, sample in loaded)
+    return normalise_prototypes(sum_video_features(model, views, labels))
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -11,16 +11,17 @@ training, without the detection of poses, which are stored. Results in DIR are n
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pevl_cli.data.clips import Clips
-from pevl_cli.data.manifest import Item, Manifest, read_manifest
-from pevl_cli.matching import encode_labels, flips_at_test, match_samples
+from pevl_cli import recognise
+from pevl_cli.data.manifest import Item, Manifest, hold_out, read_manifest
+from pevl_cli.evaluation.benchmark import benchmark
+from pevl_cli.labels import LabelSet
 from pevl_cli.model import checkpoint
 from pevl_cli.pose.files import PoseStore, read_poses
 from pevl_cli.training.build import load_settings_with_init
@@ -96,47 +97,38 @@ def teach(
     tested: list[Item],
     draw: int,
 ) -> dict[str, object]:
-    folder = arguments.out / f"draw{draw}"
-    folder.mkdir(exist_ok=True)
-    dataset = folder / "clips.csv"
+    names = tuple(dict.fromkeys(item.label for item in shown))
     texts = dict(zip(manifest.labels.names, manifest.labels.texts, strict=True))
-    with dataset.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "text", "group"))
-        for item in shown:
-            table.writerow((item.path.resolve(), item.label, texts[item.label], item.group))
+    labels = LabelSet(names, tuple(texts[name] for name in names))
+    folder = arguments.out / f"draw{draw}"
     overrides = {
-        "data.dataset": dataset,
+        "data.dataset": arguments.data,
         "init": arguments.init,
-        "run.out": folder / "run",
+        "run.out": folder,
         "run.device": "cpu",
         "run.tracker": "none",
         "run.seed": draw,
     }
-    names = {item.path.resolve(): item.name for item in shown}
-    learnt = read_manifest(dataset)
-    renamed = [Item(**{**vars(i), "name": names[i.path.resolve()]}) for i in learnt.items]
-    learnt = Manifest(**{**vars(learnt), "items": tuple(renamed)})
+    settings = load_settings_with_init(None, overrides, arguments.set)
+    learnt = hold_out([replace(item, split="") for item in shown], seed=0)
     began = time.monotonic()
-    train(load_settings_with_init(None, overrides, arguments.set), manifest=learnt, poses=poses)
+    train(settings, manifest=replace(manifest, items=tuple(learnt), labels=labels), poses=poses)
     seconds = time.monotonic() - began
-    model, facts = checkpoint.load(folder / "run" / "best")
-    labels = facts.label_set
-    clips = Clips(tested, labels.names, facts.model, None, poses=poses)
-    texts_, flip = encode_labels(model, labels), flips_at_test(model, labels)
-    samples = [clips[i] for i in range(len(clips))]
-    found = match_samples(model, samples, texts_, flip_at_test=flip, with_detector=True)
-    assert facts.calibration is not None
-    scores = facts.calibration.scores(found.values, found.prototype_similarity(model.prototypes))
-    best, named = scores.max(1)
-    right = [int(a) == b for a, b in zip(named, clips.labels, strict=True)]
-    threshold = facts.calibration.threshold or 0.0
-    accepted = [r and float(s) >= threshold for r, s in zip(right, best, strict=True)]
+    others = tuple(replace(item, split="test") for item in tested)
+    outcome = benchmark(
+        replace(manifest, items=others, labels=labels),
+        recognise.load(folder / "best", device="cpu"),
+        "best",
+        poses,
+        "test",
+    )
+    threshold = outcome.calibration.threshold or 0.0
+    right = [clip for clip in outcome.clips if clip.correct]
     return {
-        "labels": list(labels.names),
-        "tested": len(tested),
-        "right": sum(right),
-        "right_accepted": sum(accepted),
+        "labels": names,
+        "tested": len(outcome.clips),
+        "right": len(right),
+        "right_accepted": sum(clip.score >= threshold for clip in right),
         "threshold": threshold,
         "seconds": seconds,
     }

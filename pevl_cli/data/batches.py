@@ -107,12 +107,13 @@ class AugmentedClips(Dataset[Batch]):
 
     def __getitem__(self, showing: Showing) -> Batch:
         rng = np.random.default_rng([self.seed, showing.epoch, showing.position])
-        made, clip, observed = self.observations, showing.clip, None
-        if made is not None and made.readable[clip]:
-            k = int(rng.integers(made.variations))
-            observed = made.generator(clip, k), made.read(clip, k)
-        sample, config = self._sample(clip), self.clips.config
-        return augment_sample(sample, config, self.augmentation, rng, observed)
+        made, clip = self.observations, showing.clip
+        sample = None if made is None else made.samples[clip]
+        if made is None or sample is None:
+            return augment_sample(self._sample(clip), self.clips.config, self.augmentation, rng)
+        k = int(rng.integers(made.variations))
+        observed = made.generator(clip, k), made.read(clip, k)
+        return augment_sample(sample, self.clips.config, self.augmentation, rng, observed)
 
     def batch(self, showings: Sequence[Showing]) -> Batch:
         """The batch of N showings, in their order: frames (N, T, 3, H, W), joints (N, S, J, 3)."""

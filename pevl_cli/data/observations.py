@@ -7,7 +7,7 @@ few views drawn in advance, and the network sees each of them once, not at every
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from pevl_cli.data.augmentation import Augmentation
 from pevl_cli.data.clips import Clips
 from pevl_cli.data.loader import Loader
-from pevl_cli.data.samples import collate
+from pevl_cli.data.samples import Sample, collate
 from pevl_cli.data.variation import augment_view
 from pevl_cli.model.features import Batch
 
@@ -29,15 +29,16 @@ Observe = Callable[[Batch], Batch]  # `PeVL.observe`, with ``observed`` on any d
 
 @dataclass(frozen=True)
 class Observations:
-    """K views of each of N clips. Files in ``folder``: 0.npy, 1.npy, …, each (N·K, …) float16.
+    """K views of each of N clips: ``files``, each (N·K, …) float16.
 
-    Can be pickled: a loader process opens the files anew.
+    ``samples`` (N,): the clips without their frames, which no view needs again; None for a clip
+    without a video that can be read. Can be pickled: a loader process opens the files anew.
     """
 
-    folder: Path
+    files: tuple[Path, ...]
     seed: int
     variations: int  # K
-    readable: tuple[bool, ...]  # (N,): whether the clip has a video that could be read
+    samples: tuple[Sample | None, ...]
 
     def generator(self, clip: int, variation: int) -> np.random.Generator:
         """The generator that `augment_view` draws this view from."""
@@ -46,8 +47,8 @@ class Observations:
     def read(self, clip: int, variation: int) -> tuple[Tensor, ...]:
         """What the network made of a view, each (1, …) float16."""
         row = clip * self.variations + variation
-        files = sorted(self.folder.glob("*.npy"))
-        return tuple(torch.from_numpy(np.load(f, mmap_mode="r")[row][None].copy()) for f in files)
+        opened = (np.load(file, mmap_mode="r") for file in self.files)
+        return tuple(torch.from_numpy(part[row][None].copy()) for part in opened)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,17 @@ class _ViewReader:
     augmentation: Augmentation
     seed: int
 
-    def __call__(self, place: tuple[int, int]) -> Batch:
-        """A batch of one. PevlError or OSError if the clip is unreadable."""
+    def __call__(self, place: tuple[int, int]) -> tuple[Batch, Sample] | None:
+        """A batch of one, and the sample without frames; None for a clip without video.
+
+        PevlError or OSError if the clip is unreadable.
+        """
         clip, variation = place
-        rng = _generator(self.seed, clip, variation)
-        return augment_view(self.clips[clip], self.clips.config, self.augmentation, rng)
+        sample, rng = self.clips[clip], _generator(self.seed, clip, variation)
+        if sample.frames is None:
+            return None
+        view = augment_view(sample, self.clips.config, self.augmentation, rng)
+        return view, replace(sample, frames=None)
 
 
 def observe_clips(
@@ -85,34 +92,29 @@ def observe_clips(
     places = [(clip, k) for clip in range(len(clips)) for k in range(variations)]
     reader = _ViewReader(clips, augmentation, seed)
     views = zip(places, Loader(reader, places, workers, clips.detector), strict=True)
-    readable = [False] * len(clips)
-    files: list[np.ndarray] = []
+    samples: list[Sample | None] = [None] * len(clips)
+    files: list[np.memmap] = []
     done = 0
     while group := list(islice(views, TOGETHER)):
-        usable = [(p, v) for p, v in group if isinstance(v, Batch) and _has_frames(v)]
+        usable = [(place, *read) for place, read in group if isinstance(read, tuple)]
         if usable:
-            made = observe(collate([view for _, view in usable])).observed or ()
+            made = observe(collate([view for _, view, _ in usable])).observed or ()
             if len(places) * sum(part[0].nbytes for part in made) > limit_bytes:
                 return None
             files = files or list(_create(folder, len(places), made))
-            for (clip, k), *parts in zip(
-                [place for place, _ in usable], *(part.cpu().numpy() for part in made), strict=True
-            ):
-                readable[clip] = True
-                for file, part in zip(files, parts, strict=True):
-                    file[clip * variations + k] = part
+            for file, part in zip(files, made, strict=True):
+                file[[clip * variations + k for (clip, k), _, _ in usable]] = part.cpu().numpy()
+            for (clip, _), _, sample in usable:
+                samples[clip] = sample
         done += len(group)
         listener(done, len(places))
     for file in files:
-        file.flush()  # type: ignore[attr-defined]
-    return Observations(folder, seed, variations, tuple(readable))
+        file.flush()
+    paths = tuple(Path(str(file.filename)) for file in files)
+    return Observations(paths, seed, variations, tuple(samples))
 
 
-def _has_frames(view: Batch) -> bool:
-    return view.frames is not None and (view.has_video is None or bool(view.has_video.all()))
-
-
-def _create(folder: Path, rows: int, made: tuple[Tensor, ...]) -> Iterator[np.ndarray]:
+def _create(folder: Path, rows: int, made: tuple[Tensor, ...]) -> Iterator[np.memmap]:
     for i, part in enumerate(made):
         shape = rows, *part.shape[1:]
         yield np.lib.format.open_memmap(folder / f"{i}.npy", "w+", np.float16, shape)

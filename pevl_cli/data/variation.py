@@ -32,13 +32,13 @@ def augment_sample(
     without a visible joint keeps its video.
 
     ``observed``: the generator from which `augment_view` drew a view, in its state before, and what
-    the model's stem made of its frames. They take the place of frames.
+    the model's stem made of its frames. They take the place of frames, which the sample lacks then.
     """
     a = augmentation
     if observed is None:
         batch = augment_view(sample, config, a, rng)
     else:
-        view = augment_view(replace(sample, frames=None), config, a, observed[0])
+        view = augment_view(sample, config, a, observed[0])
         batch = Batch(None, view.joints, torch.tensor([True]), observed[1])
     assert batch.joints is not None
     joints = _disturb(batch.joints, config.layout, a, rng)

@@ -106,16 +106,17 @@ PAPER: dict[str, Any] = {
 # "own": for own data. Name of a config -> settings that differ from the defaults. On CLIP: AIM's
 # rate, the default above, and enough steps for few clips (benchmarks/README.md).
 ON_CLIP: dict[str, Any] = {"optim": {"min_steps": 400}}
+MINI: dict[str, Any] = {
+    "epochs": 60,
+    "batch_size": 16,
+    "lr": 1e-3,
+    "ema_decay": 0.98,
+    "balance": 0.5,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     **{name: ON_CLIP for name, config in CONFIGS.items() if config.base == "clip"},
     "mini": {
-        "optim": {
-            "epochs": 60,
-            "batch_size": 16,
-            "lr": 1e-3,
-            "ema_decay": 0.98,
-            "balance": 0.5,
-        },
+        "optim": MINI,
         "augment": {
             "scale": 0.12,
             "turn_deg": 6.0,
@@ -131,13 +132,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "mini-i3d": {
-        "optim": {
-            "epochs": 60,
-            "batch_size": 16,
-            "lr": 1e-3,
-            "ema_decay": 0.98,
-            "balance": 0.5,
-        },
+        "optim": MINI,
         "augment": {
             "scale": 0.15,
             "turn_deg": 8.0,

@@ -19,8 +19,6 @@ from pevl_cli.errors import PevlError
 from pevl_cli.model.mini.i3d import I3D, MIXED
 from pevl_cli.model.mini.i3d_weights import BRANCHES, EPSILON, MEMBER, UNITS, read_i3d
 
-EARLY, LATE = "mixed.Mixed_3b.", "mixed.Mixed_5c."
-
 
 def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's padding SAME: before and after."""
